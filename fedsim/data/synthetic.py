@@ -1,0 +1,89 @@
+"""Problems made of numbers: nothing to download, and the answer is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedsim import keyed
+from fedsim.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """One quadratic F_i(x) = a_i/2 (x - b_i)^2 per client, with closed forms for every strategy
+
+    The scalar problem with known fixed points: example i is (a_i, b_i) and belongs to client i (partition `natural`,
+    model `scalar`). There are no classes, and the test set is the training set. The default is a four-client problem
+    with its optimum at sum(a b) / sum(a) = 1.5, while five local steps of size 0.05 bring FedAvg to 1.680542.
+    """
+
+    a: tuple[float, ...] = (1.0, 0.5, 2.0, 1.5)
+    b: tuple[float, ...] = (0.0, 10.0, -4.0, 7.0)
+
+    def __post_init__(self) -> None:
+        if len(self.a) != len(self.b) or not self.a:
+            raise ValueError(f"a and b must have one number per client each, got {len(self.a)} and {len(self.b)}")
+        for value in self.a:
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"a must be positive, got {value}")
+        for value in self.b:
+            if not math.isfinite(value):
+                raise ValueError(f"b must be finite, got {value}")
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        """inputs [n, 2]: a_i and b_i."""
+        import torch
+
+        inputs = torch.tensor(list(zip(self.a, self.b, strict=True)), dtype=torch.float32)
+        targets = torch.zeros(len(inputs), dtype=torch.int64)
+        natural = tuple(np.array([i]) for i in range(len(inputs)))
+        return Dataset("quadratic", inputs, targets, inputs.clone(), targets.clone(), classes=0, natural=natural)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Gaussian clusters, one per class: how hard they are to tell apart is a setting
+
+    Centres are standard normal in `dimension` dimensions, examples are their class's centre plus `spread` times a
+    standard normal. Classes are equally frequent to within one, in random order. `seed` decides the data; it is not
+    the run's seed, so all seeds of an experiment see the same data.
+    """
+
+    classes: int = 10
+    dimension: int = 20
+    examples: int = 2000
+    test_examples: int = 1000
+    spread: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.classes < 2:
+            raise ValueError(f"classes must be at least 2, got {self.classes}")
+        if self.dimension < 1:
+            raise ValueError(f"dimension must be at least 1, got {self.dimension}")
+        if min(self.examples, self.test_examples) < self.classes:
+            raise ValueError(
+                f"examples and test-examples must be at least the {self.classes} classes,"
+                f" got {self.examples} and {self.test_examples}"
+            )
+        if not (self.spread >= 0 and math.isfinite(self.spread)):
+            raise ValueError(f"spread must be at least 0, got {self.spread}")
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        """inputs [N, dimension] float32."""
+        import torch
+
+        rng = np.random.default_rng(keyed.seed(self.seed, "clusters"))
+        centres = rng.standard_normal((self.classes, self.dimension))
+
+        def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+            targets = rng.permutation(np.arange(count) % self.classes)
+            noise = rng.standard_normal((count, self.dimension))
+            inputs = (centres[targets] + self.spread * noise).astype(np.float32)
+            return torch.from_numpy(inputs), torch.from_numpy(targets.astype(np.int64))
+
+        return Dataset("clusters", *draw(self.examples), *draw(self.test_examples), classes=self.classes)

@@ -1,0 +1,84 @@
+"""What both engines agree on: the answer, which examples make a minibatch, and what a step is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from fedsim import keyed
+from fedsim.strategy import EXTRAS, Work
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedsim.local import LocalSGD
+    from fedsim.task import Task
+
+
+class Answer(NamedTuple):
+    """What came back from a cohort; `who` may be smaller than those asked."""
+
+    who: Tensor  # [k]     on the host, ascending
+    delta: Tensor  # [k, P]  end - start
+    span: Tensor | None  # [k]     see Round.span
+    loss: Tensor  # [k]     mean training loss over the steps taken
+    told: Mapping[str, Tensor]  # answers to work.ask, each [k] or [k, P]
+
+
+class Engine(Protocol):
+    """Trains a cohort."""
+
+    def __call__(
+        self, task: Task, who: Tensor, work: Work, keys: Tensor, local: LocalSGD, t: int = 0,
+        effort: Tensor | None = None,
+    ) -> Answer: ...  # fmt: skip
+
+
+def counts(task: Task, who: Tensor, local: LocalSGD, effort: Tensor | None) -> list[int]:
+    """Steps of every client of the cohort [k], on the host."""
+    share = [1.0] * len(who) if effort is None else effort.tolist()
+    return [local.count(task.sizes[i], e) for i, e in zip(who.tolist(), share, strict=True)]
+
+
+def spans(local: LocalSGD, steps: list[int], t: int, work: Work) -> Tensor | None:
+    """Round.span [k] of clients that took `steps`; None with clipping."""
+    import torch
+
+    if local.clip is not None:
+        return None
+    worth = {s: local.span(s, t, work.mu) for s in set(steps)}
+    span = torch.tensor([worth[s] for s in steps], dtype=work.start.dtype).to(work.start.device)
+    scale = work.scale
+    return span * (scale.reshape(-1) if hasattr(scale, "reshape") else scale)
+
+
+def minibatches(
+    keys: Tensor, size: Tensor, first: Tensor, s: Tensor, active: Tensor, batch: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which examples make minibatch number s of a client with that key, size and first row; all [c, S].
+
+    Returns places in task.rows [c, S, batch], which of them count (the rest is padding that points at the client's
+    first example; nothing counts where not `active`), and the keys of the steps [c, S].
+    """
+    import torch
+
+    per_epoch = (size + batch - 1) // batch
+    position = (s % per_epoch * batch)[..., None] + torch.arange(batch, device=keys.device)  # [c, S, batch]
+    counted = (position < size[..., None]) & active[..., None]
+    place = keyed.shuffled(keyed.fold(keys, "epoch", s // per_epoch), position, size)
+    place = first[..., None] + torch.where(counted, place, 0)
+    return place, counted, keyed.fold(keys, "step", s)
+
+
+def width(task: Task, local: LocalSGD) -> int:
+    """Examples in a padded minibatch: the same in every round, whoever is present."""
+    return max(task.sizes) if local.batch is None else min(local.batch, max(task.sizes))
+
+
+def refuse(work: Work, local: LocalSGD) -> None:
+    """Work that a client of ours cannot do is refused, never ignored."""
+    unknown = work.ask - EXTRAS
+    if unknown:
+        raise ValueError(f"work asks for {sorted(unknown)}; clients can tell {sorted(EXTRAS)}")
+    if work.velocity is not None and not local.momentum:
+        raise ValueError("work carries a velocity but the local training has no momentum; set momentum in LocalSGD")

@@ -1,0 +1,237 @@
+"""The whole cohort as one batched program: clients on the leading axis of every tensor, in lanes of a fixed number.
+
+A chunk of c lanes trains c clients at once; where a client has taken its last step the next one gets in, so clients of
+unequal size waste nothing but the end. Idle lanes are padding of zero weight and the shapes never change, so with
+chunk, threads and dtype fixed a client's numbers are bit-identical whoever trains beside it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedsim.engine.plan import Answer, counts, minibatches, refuse, spans, width
+from fedsim.strategy import Work
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedsim.local import LocalSGD
+    from fedsim.task import Task
+
+EXAMPLES = 256  # in a pass over a client's whole data
+SEGMENT = 64  # steps whose minibatches are planned at once
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Trains a cohort in `chunk` lanes under torch.func.vmap. `choose` finds a chunk that fits a memory budget."""
+
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {self.chunk}")
+
+    def __call__(
+        self, task: Task, who: Tensor, work: Work, keys: Tensor, local: LocalSGD, t: int = 0,
+        effort: Tensor | None = None,
+    ) -> Answer:  # fmt: skip
+        import torch
+
+        refuse(work, local)
+        device, lr, batch = work.start.device, local.lr_at(t), width(task, local)
+        steps = counts(task, who, local, effort)
+        lanes = Lanes(steps, self.chunk)
+        job, tau = lanes.job.to(device), lanes.tau.to(device)  # [c, S]
+        active = tau >= 0
+        clients = who.to(device)[job]
+
+        delta = torch.zeros_like(work.start, memory_format=torch.contiguous_format)
+        told: dict[str, Tensor] = {}
+        y = work.start[job[:, 0]]  # [c, P]
+        views = task.layout.views(y)
+        velocity = first_velocity = None
+        if local.momentum:
+            first_velocity = torch.zeros_like(delta) if work.velocity is None else work.velocity
+            velocity = first_velocity[job[:, 0]]
+            if "velocity" in work.ask:
+                told["velocity"] = torch.zeros_like(delta)
+        plain = not (local.momentum or local.weight_decay or local.clip or work.mu)
+        plain = plain and is_number(work.shift, 0.0) and is_number(work.scale, 1.0)
+        flat = None if plain else torch.empty_like(y)
+        at = job[:, 0]  # [c]  whom each lane trains
+
+        gradient = gradients(task)
+        values, examples = [], []
+        for begin in range(0, lanes.length, SEGMENT):
+            cut = slice(begin, min(begin + SEGMENT, lanes.length))
+            here = clients[:, cut]
+            place, counted, step_keys = minibatches(
+                keys[job[:, cut]], task.size[here], task.first[here], tau[:, cut].clamp(min=0), active[:, cut], batch
+            )
+            pool = task.rows[place]  # [c, S, b]
+            count = counted.sum(-1)  # [c, S]
+            weight = counted.to(task.dtype) / count.clamp(min=1)[..., None]
+            examples.append(count)
+            for s in range(count.shape[1]):
+                inputs, targets = task.inputs[pool[:, s]], task.targets[pool[:, s]]
+                slopes, value = gradient(views, inputs, targets, weight[:, s], step_keys[:, s])
+                values.append(value)
+                if flat is None:
+                    torch._foreach_add_(list(views.values()), [slopes[name] for name in views], alpha=-lr)
+                else:
+                    for name, view in task.layout.views(flat).items():
+                        view.copy_(slopes[name])
+                    adjust(flat, y, work, local, at)
+                    if velocity is not None:
+                        velocity.mul_(local.momentum).add_(flat)
+                    y.add_(flat if velocity is None else velocity, alpha=-lr)
+                changes = lanes.changes(begin + s)
+                if changes[0]:  # lanes whose client has taken its last step; the next one gets in
+                    over, done, going, following = (torch.tensor(i, dtype=torch.int64).to(device) for i in changes)
+                    delta[done] = y[over] - work.start[done]
+                    if "velocity" in told and velocity is not None:
+                        told["velocity"][done] = velocity[over]
+                    y[going] = work.start[following]
+                    if velocity is not None and first_velocity is not None:
+                        velocity[going] = first_velocity[following]
+                    at = at.index_copy(0, going, following)
+
+        number = torch.cat(examples, 1) if examples else active.long()  # [c, S]; counts 0 where a lane is idle
+        sums = torch.zeros((2, len(who)), dtype=task.dtype, device=device)
+        if values:
+            seen = number.to(task.dtype)
+            both = torch.stack([torch.stack(values, 1) * seen, seen])
+            sums.index_add_(1, job.reshape(-1), both.reshape(2, -1))
+        loss = sums[0] / sums[1].clamp(min=1)
+        if work.ask & {"gradient-at-start", "loss-at-start"}:
+            told |= self._at_start(task, who, work)
+        return Answer(who, delta, spans(local, steps, t, work), loss, told)
+
+    def _at_start(self, task: Task, who: Tensor, work: Work) -> dict[str, Tensor]:
+        """Gradient [k, P] and loss [k] of each client's whole data at its start, without dropout, as far as asked."""
+        import torch
+
+        gradient = gradients(task, dropout=False)
+        slope = torch.zeros_like(work.start, memory_format=torch.contiguous_format)
+        loss = torch.zeros(len(who), dtype=task.dtype, device=slope.device)
+        sizes = [task.sizes[i] for i in who.tolist()]
+        order = sorted(range(len(who)), key=sizes.__getitem__, reverse=True)
+        for begin in range(0, len(who), self.chunk):
+            members = order[begin : begin + self.chunk]
+            padded = torch.tensor(members + members[:1] * (self.chunk - len(members)))
+            clients, at = who[padded].to(slope.device), padded.to(slope.device)
+            size, first = task.size[clients], task.first[clients]
+            start = task.layout.views(work.start[at])
+            keys, real = torch.zeros_like(clients), at[: len(members)]
+            for position in torch.arange(sizes[members[0]], device=slope.device).split(EXAMPLES):
+                counted = position < size[:, None]
+                pool = task.rows[first[:, None] + torch.where(counted, position, 0)]
+                weight = counted.to(task.dtype) / size[:, None]
+                part, value = gradient(start, task.inputs[pool], task.targets[pool], weight, keys)
+                slope[real] += task.layout.stack(part)[: len(members)]
+                loss[real] += value[: len(members)]
+        return {
+            name: told for name, told in (("gradient-at-start", slope), ("loss-at-start", loss)) if name in work.ask
+        }
+
+
+class Lanes:
+    """Who is trained when: `chunk` lanes side by side, each with one client after the other, loads evened out.
+
+    job [c, S] says which of the k clients a lane trains at a step, tau [c, S] that client's own step (-1: the lane is
+    idle, padding). A client's steps are consecutive and in one lane.
+    """
+
+    def __init__(self, steps: list[int], chunk: int) -> None:
+        import torch
+
+        lanes: list[list[int]] = [[] for _ in range(chunk)]
+        loads = [(0, lane) for lane in range(chunk)]
+        for j in sorted(range(len(steps)), key=steps.__getitem__, reverse=True):  # longest first, to the least loaded
+            load, lane = heapq.heappop(loads)
+            lanes[lane].append(j)
+            heapq.heappush(loads, (load + steps[j], lane))
+        self.length = max(load for load, _ in loads)
+        self.job = torch.zeros((chunk, max(self.length, 1)), dtype=torch.int64)
+        self.tau = torch.full_like(self.job, -1)
+        self._changes: dict[int, list[tuple[int, int, int]]] = {}
+        for lane, members in enumerate(lanes):
+            s = 0
+            for j, following in zip(members, [*members[1:], -1], strict=False):
+                self.job[lane, s : s + steps[j]] = j
+                self.tau[lane, s : s + steps[j]] = torch.arange(steps[j])
+                s += steps[j]
+                self._changes.setdefault(s - 1, []).append((lane, j, following))
+
+    def changes(self, s: int) -> tuple[list[int], list[int], list[int], list[int]]:
+        """After step s: lanes whose client is done, those clients; lanes that go on with another, and with whom."""
+        ended = self._changes.get(s, [])
+        going = [(lane, following) for lane, _, following in ended if following >= 0]
+        return [e[0] for e in ended], [e[1] for e in ended], [g[0] for g in going], [g[1] for g in going]
+
+
+def adjust(flat: Tensor, y: Tensor, work: Work, local: LocalSGD, at: Tensor) -> None:
+    """Turns batch gradients [c, P] of the clients `at` [c] into the direction of the affine step, in place."""
+    if local.clip is not None:
+        flat *= (local.clip / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
+    if local.weight_decay:
+        flat.add_(y, alpha=local.weight_decay)
+    if not is_number(work.scale, 1.0):
+        flat *= per_client(work.scale, at)
+    if work.mu:
+        flat += work.mu * (y - work.start[at])
+    if not is_number(work.shift, 0.0):
+        flat += per_client(work.shift, at)
+
+
+Gradient = Callable[[dict[str, Any], Any, Any, Any, Any], tuple[dict[str, Any], Any]]
+
+
+def gradients(task: Task, dropout: bool = True) -> Gradient:
+    """(params [c, ...], inputs [c, b, ...], targets [c, b], weights [c, b], keys [c]) -> gradients and losses [c]."""
+    from torch.func import grad_and_value, vmap
+
+    def loss(params: dict[str, Tensor], inputs: Tensor, targets: Tensor, weights: Tensor, key: Tensor) -> Tensor:
+        return (task.losses(params, inputs, targets, key if dropout else None) * weights).sum()
+
+    return vmap(grad_and_value(loss), randomness="error")
+
+
+def per_client(value: Tensor | float, at: Tensor) -> Tensor | float:
+    """The rows `at` of something that broadcasts against [k, P]."""
+    return value[at] if not isinstance(value, (int, float)) and value.ndim == 2 and len(value) > 1 else value
+
+
+def is_number(value: Tensor | float, number: float) -> bool:
+    """Whether it is that very number, without looking into a tensor."""
+    return isinstance(value, (int, float)) and value == number
+
+
+def choose(task: Task, local: LocalSGD, k: int, memory: int = 2**30, most: int = 32) -> Stacked:
+    """A stacked engine whose chunk for cohorts of up to k clients fits `memory` bytes: counted once, then fixed.
+
+    Counted are a client's vectors and the activations that one forward pass keeps for the backward pass.
+    """
+    import torch
+
+    batch = width(task, local)
+    pool = task.rows[torch.zeros(batch, dtype=torch.int64, device=task.device)]
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = task.fresh(0)
+    params = {name: view.requires_grad_() for name, view in task.layout.views(x).items()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        key = torch.zeros((), dtype=torch.int64, device=task.device)
+        task.losses(params, task.inputs[pool], task.targets[pool], key)
+    activations = sum(kept.values())
+    vectors = 5 + 2 * bool(local.momentum)
+    each = vectors * task.layout.size * x.element_size() + 2 * activations
+    return Stacked(chunk=max(1, min(k, most, memory // max(each, 1))))

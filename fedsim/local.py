@@ -1,0 +1,163 @@
+"""What a client does with its turn: plain SGD over its own minibatches, in one affine step.
+
+    g <- scale * clip(grad f_i(y; batch)) + scale * weight_decay * y + mu (y - start) + shift
+    v <- momentum * v + g            (no momentum: v = g)
+    y <- y - lr v
+
+which covers FedAvg, FedProx, SCAFFOLD, FedDyn and gradient tracking. As in torch.optim.SGD, without dampening.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+class LRSchedule(ABC):
+    """The local learning rate from round to round."""
+
+    @abstractmethod
+    def factor(self, t: int) -> float:
+        """What the learning rate is multiplied by in round t = 0, 1, ..."""
+
+
+@dataclass(frozen=True)
+class Constant(LRSchedule):
+    """The same learning rate in every round."""
+
+    def factor(self, t: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Inverse(LRSchedule):
+    """lr / (1 + decay t)."""
+
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("decay", self.decay)
+
+    def factor(self, t: int) -> float:
+        return 1.0 / (1.0 + self.decay * t)
+
+
+@dataclass(frozen=True)
+class InverseSqrt(LRSchedule):
+    """lr / sqrt(1 + decay t)."""
+
+    decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        _positive("decay", self.decay)
+
+    def factor(self, t: int) -> float:
+        return 1.0 / math.sqrt(1.0 + self.decay * t)
+
+
+@dataclass(frozen=True)
+class Step(LRSchedule):
+    """lr * rate^(t // every)."""
+
+    every: int
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        _positive("every", self.every)
+        _positive("rate", self.rate)
+
+    def factor(self, t: int) -> float:
+        return float(self.rate ** (t // self.every))
+
+
+@dataclass(frozen=True)
+class Cosine(LRSchedule):
+    """From lr down to floor * lr along half a cosine over `rounds`, then constant."""
+
+    rounds: int
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive("rounds", self.rounds)
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor must be between 0 and 1, got {self.floor}")
+
+    def factor(self, t: int) -> float:
+        done = min(t / self.rounds, 1.0)
+        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+SCHEDULES: dict[str, type[LRSchedule]] = {
+    "constant": Constant,
+    "inverse": Inverse,
+    "inverse-sqrt": InverseSqrt,
+    "step": Step,
+    "cosine": Cosine,
+}
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0 or math.isinf(value):
+        raise ValueError(f"{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True)
+class LocalSGD:
+    """A client's turn: `steps` minibatches, or `epochs` passes over its data, whichever is given.
+
+    Every epoch visits each example once, in an order of its own; its last batch may be smaller, and a loss is the mean
+    over the batch at hand. `batch=None` takes all of a client's examples at once. Partial work (effort < 1) rounds the
+    number of steps up.
+    """
+
+    lr: float = 0.1
+    steps: int | None = None
+    epochs: int | None = None
+    batch: int | None = 32
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float | None = None  # largest l2 norm of a batch gradient; None: no limit
+    lr_schedule: LRSchedule = Constant()
+
+    def __post_init__(self) -> None:
+        if not self.lr >= 0 or math.isinf(self.lr):
+            raise ValueError(f"lr must be a number from 0, got {self.lr}")
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        for name in ("steps", "epochs", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        if not self.weight_decay >= 0 or math.isinf(self.weight_decay):
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if self.clip is not None:
+            _positive("clip", self.clip)
+
+    def lr_at(self, t: int) -> float:
+        """The learning rate of round t."""
+        return self.lr * self.lr_schedule.factor(t)
+
+    def batches(self, size: int) -> int:
+        """Minibatches in an epoch over `size` examples."""
+        return 1 if self.batch is None else -(-size // self.batch)
+
+    def count(self, size: int, effort: float = 1.0) -> int:
+        """Steps of a client with `size` examples that does `effort` of its work."""
+        full = self.steps if self.steps is not None else (self.epochs or 0) * self.batches(size)
+        return min(full, math.ceil(effort * full - 1e-6))  # 1e-6: effort is float32
+
+    def span(self, steps: int, t: int, mu: float = 0.0) -> float:
+        """The sum of the coefficients with which `steps` gradients enter -delta at scale 1: steps * lr for plain SGD.
+
+        Found by taking the step itself with a constant gradient 1.
+        """
+        lr, y, v = self.lr_at(t), 0.0, 0.0
+        if not mu and not self.momentum:
+            return steps * lr
+        for _ in range(steps):
+            v = self.momentum * v + 1.0 + mu * y
+            y -= lr * v
+        return -y

@@ -1,0 +1,134 @@
+"""The loop. It knows neither servers nor graphs, and is a generator: all else is the caller's `for` body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedsim import keyed
+from fedsim.strategy import Round, Strategy, Traffic, complete
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedsim.engine import Engine
+    from fedsim.local import LocalSGD
+    from fedsim.participation import Row, Schedule
+    from fedsim.task import Task
+
+
+class Step(NamedTuple):
+    """A round that is over."""
+
+    t: int  # 0, 1, ...
+    state: Any  # after the round; the next round consumes it
+    round: Round  # what reached the strategy
+    model: Tensor  # [P], or [n, P] in gossip: what to evaluate
+    traffic: Traffic  # bits sent
+
+
+def first_model(task: Task, n: int | None, seed: int, init: str = "shared") -> Tensor:
+    """Where everybody starts: one model [P] ("shared"), or one for each of n nodes [n, P] ("independent")."""
+    import torch
+
+    if init == "independent":
+        return torch.stack([task.fresh(keyed.seed(seed, "init", i)) for i in range(n or task.n)])
+    if init != "shared":
+        raise ValueError(f"init must be 'shared' or 'independent', got {init!r}")
+    return task.fresh(keyed.seed(seed, "init"))
+
+
+def prepare(strategy: Strategy, task: Task, schedule: Schedule) -> Strategy:
+    """The strategy with what it left out filled in: layout, sizes and the number of nodes from the task, probabilities
+    from the schedule."""
+    given = schedule.probabilities
+    return complete(  # type: ignore[no-any-return]
+        strategy,
+        layout=task.layout,
+        nodes=task.n,
+        sizes=tuple(task.sizes),
+        probabilities=None if given is None else tuple(given.tolist()),
+    )
+
+
+def begin(strategy: Strategy, task: Task, *, seed: int = 0, p: Tensor | None = None, init: str = "shared") -> Any:
+    """The state before round 0."""
+    p = task.weights() if p is None else p
+    return strategy.init(first_model(task, None, seed, init), p, keyed.seed(seed, "strategy"))
+
+
+def simulate(
+    task: Task, strategy: Strategy, schedule: Schedule, local: LocalSGD, *, seed: int = 0,
+    engine: Engine | None = None, p: Tensor | None = None, init: str = "shared", state: Any = None, t: int = 0,
+) -> Iterator[Step]:  # fmt: skip
+    """Runs the schedule's rounds t, t + 1, ... and yields each when it is over.
+
+    Everything random follows from `seed`, the round and the client. `p` [n] are the objective's weights (default: by
+    examples, see `Task.weights`). Left alone, the engine is `engine.choose`'s. To go on from a checkpoint give its
+    `state` and the round `t` to run next; nothing else is needed. A yielded state is consumed by the next round: copy
+    what you want to keep.
+
+    Raises ValueError if the schedule is for another number of clients, if `init` and the strategy do not go together,
+    or if training gives NaN or infinity.
+    """
+    if schedule.n != task.n:
+        raise ValueError(f"schedule has {schedule.n} clients but the task has {task.n}; draw it with n={task.n}")
+    strategy = prepare(strategy, task, schedule)
+    state = begin(strategy, task, seed=seed, p=p, init=init) if state is None else state
+    engine = default_engine(task, local, schedule) if engine is None else engine
+    for now in range(t, len(schedule)):
+        state, round = play(task, strategy, engine, local, schedule[now], state, now, seed)
+        model = strategy.model(state)
+        sound(model, round)
+        yield Step(now, state, round, model, strategy.traffic(state, round))
+
+
+def play(
+    task: Task, strategy: Strategy, engine: Engine, local: LocalSGD, row: Row, state: Any, t: int, seed: int
+) -> tuple[Any, Round]:
+    """One round: who is there -> where they start -> train -> what to make of their moves."""
+    import torch
+
+    device = task.device
+    available, chosen = row.available.to(device), row.chosen.to(device)
+    picked = strategy.pick(state, available, chosen)
+    who, effort = row.chosen, row.effort
+    if picked is not chosen:  # the strategy's own choice: does all its work unless the schedule says otherwise
+        who = picked.cpu()
+        share = dict(zip(row.chosen.tolist(), row.effort.tolist(), strict=True))
+        effort = torch.tensor([share.get(i, 1.0) for i in who.tolist()])
+    who, effort = who[effort > 0], effort[effort > 0]  # who drops out is never heard
+    there = who.to(device)
+    work = strategy.send(state, there)
+    lr = local.lr_at(t)
+    if not len(who):
+        nothing = work.start.new_zeros(0)
+        round = Round(t, there, work.start, work.start.clone(), nothing, nothing, available, lr)
+        return strategy.step(state, round), round
+    answer = engine(task, who, work, keyed.fold(seed, "client", t, there), local, t, effort)
+    start = work.start
+    if len(answer.who) < len(who):  # who did not answer was absent
+        there = answer.who.to(device)
+        start = start[torch.isin(who, answer.who).to(device)]
+    round = Round(t, there, start, answer.delta, answer.span, answer.loss, available, lr, told=answer.told)
+    return strategy.step(state, round), round
+
+
+def sound(model: Tensor, round: Round) -> None:
+    """Refuses to go on with a model that is not finite, naming whose update broke it."""
+    import torch
+
+    if bool(torch.isfinite(model.sum())) or bool(torch.isfinite(model).all()):
+        return
+    broken = round.who[~torch.isfinite(round.delta).all(dim=1)].tolist()
+    whose = f"the update of client {broken[0]} is" if broken else "the aggregated model is"
+    raise ValueError(
+        f"round {round.t}: {whose} not finite (NaN or infinity); training diverged: lower the learning rate or set clip"
+    )
+
+
+def default_engine(task: Task, local: LocalSGD, schedule: Sequence[Row], memory: int = 2**30) -> Engine:
+    """The stacked engine with a chunk that fits the memory budget."""
+    from fedsim.engine import choose
+
+    return choose(task, local, task.n, memory)

@@ -1,0 +1,197 @@
+"""The protocol: what a strategy tells the present clients, what it hears, and what it makes of it.
+
+Every federated and every gossip algorithm is three verbs over an explicit state:
+
+    init(x, p) -> state          send(state, who) -> Work          step(state, round) -> state
+
+Four letters everywhere: n clients, k present, P parameters, T rounds. A server strategy keeps one model `x [P]`, a
+gossip strategy a stack `x [n, P]`. A strategy is a frozen dataclass of plain settings; all memory is in its state, a
+NamedTuple of tensors with a field `x`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedsim.mixing import Edges
+
+EXTRAS = frozenset({"gradient-at-start", "loss-at-start", "velocity"})
+
+
+class Work(NamedTuple):
+    """What the present clients are told. A client takes the steps
+
+    y <- y - lr (scale * grad f_i(y; batch) + mu (y - start_i) + shift_i)
+    """
+
+    start: Tensor  # [k, P]  where each begins
+    shift: Tensor | float = 0.0  # [k, P]  added to every local gradient (SCAFFOLD, FedDyn, tracking); broadcasts
+    scale: Tensor | float = 1.0  #         multiplies every local gradient (FedAvg-M, SCAFFOLD-M); [k, 1] or a number
+    mu: float = 0.0  #         pull towards start (FedProx, FedDyn)
+    velocity: Tensor | None = None  # [k, P]  local momentum kept across rounds (gossip with momentum)
+    ask: frozenset[str] = frozenset()  # extras to report, of EXTRAS
+
+
+class Round(NamedTuple):
+    """What reached the strategy in round t. All tensors live where the state's do."""
+
+    t: int
+    who: Tensor  # [k]     clients that answered, ascending
+    start: Tensor  # [k, P]  where each began
+    delta: Tensor  # [k, P]  how far each moved: end - start
+    span: Tensor | None  # [k]     sum of the coefficients with which gradients entered delta (plain SGD: steps * lr),
+    #        so delta ~ -span * mean gradient; None when clipping makes that untrue
+    loss: Tensor  # [k]     mean local training loss
+    available: Tensor | None = None  # [m]     clients that could have been chosen
+    lr: float = 0.0  #         local learning rate of the round; 0: unknown
+    age: Tensor | None = None  # [k]     rounds since each was told (asynchrony)
+    told: Mapping[str, Tensor] = {}  #         answers to `ask`, each [k] or [k, P]; never written to
+
+
+class Traffic(NamedTuple):
+    """Bits an algorithm really sends in a round, over all clients."""
+
+    up: int  # clients to the server; in gossip, nodes to their neighbours
+    down: int  # the server to clients
+
+
+class Strategy(ABC):
+    """What all strategies can do. Derive from `ServerStrategy`, `GossipStrategy` or `Wrapper`."""
+
+    @abstractmethod
+    def init(self, x: Tensor, p: Tensor, key: int = 0) -> Any:
+        """The state before round 0, from a first model x [P] (gossip: or one per node, [n, P]) and the objective's
+        weights p [n] with sum 1. Takes x as its own: hand it a copy."""
+
+    def pick(self, state: Any, available: Tensor, chosen: Tensor) -> Tensor:
+        """Who is asked to train [k], out of the available [m]; by default whom the schedule chose."""
+        return chosen
+
+    @abstractmethod
+    def send(self, state: Any, who: Tensor) -> Work:
+        """What the clients `who` [k] are told. Reads the state only."""
+
+    @abstractmethod
+    def step(self, state: Any, round: Round) -> Any:
+        """The next state. Consumes the one it is given: may write into its tensors."""
+
+    def model(self, state: Any) -> Tensor:
+        """What is evaluated: [P], or [n, P] in gossip."""
+        x: Tensor = state.x
+        return x
+
+    @abstractmethod
+    def traffic(self, state: Any, round: Round) -> Traffic:
+        """What the round cost, told of the state after it."""
+
+
+class ServerStrategy(Strategy):
+    """One model x [P] on a server."""
+
+    def send(self, state: Any, who: Tensor) -> Work:
+        return Work(state.x.expand(len(who), -1))
+
+    def traffic(self, state: Any, round: Round) -> Traffic:
+        bits = round.delta.numel() * round.delta.element_size() * 8
+        return Traffic(up=bits, down=bits)
+
+
+class Exchange(NamedTuple):
+    """What a gossip round averages: the next models are `edges.apply(models) + rest`."""
+
+    models: Tensor  # [n, P]  what the nodes send
+    edges: Edges  #         who averages with whom, absent nodes with themselves
+    rest: Tensor | None  # [n, P]  added after the averaging; None: nothing
+
+
+class GossipStrategy(Strategy):
+    """One model per node, x [n, P], and no server.
+
+    A subclass says what is exchanged; averaging it, and anything done to the average, is the same for all.
+    """
+
+    def send(self, state: Any, who: Tensor) -> Work:
+        return Work(state.x[who])
+
+    @abstractmethod
+    def exchange(self, state: Any, round: Round) -> tuple[Exchange, Any]:
+        """What is averaged this round, and the state but for its new x. Consumes the state."""
+
+    def step(self, state: Any, round: Round) -> Any:
+        exchange, state = self.exchange(state, round)
+        return state._replace(x=finish(exchange, exchange.edges.apply(exchange.models)))
+
+    def traffic(self, state: Any, round: Round) -> Traffic:
+        models = self.edges(state, round).sent()
+        return Traffic(up=models * state.x.shape[1] * state.x.element_size() * 8, down=0)
+
+    @abstractmethod
+    def edges(self, state: Any, round: Round) -> Edges:
+        """The mixing weights of this round."""
+
+
+def finish(exchange: Exchange, mixed: Tensor) -> Tensor:
+    """The next models [n, P] from the averaged ones."""
+    return mixed if exchange.rest is None else mixed + exchange.rest
+
+
+class Wrapped(NamedTuple):
+    """State of a wrapper that keeps nothing of its own. `x` is the truth; the inner state's is overwritten by it."""
+
+    x: Tensor  # [P] or [n, P]
+    inner: Any
+
+
+@dataclass(frozen=True)
+class Wrapper(Strategy):
+    """A strategy changed: forwards everything to `inner`. Its state has the fields `x`, the truth, and `inner`, and
+    the inner strategy sees x through its own state before each of its calls."""
+
+    inner: Strategy
+
+    def init(self, x: Tensor, p: Tensor, key: int = 0) -> Any:
+        inner = self.inner.init(x, p, key)
+        return Wrapped(inner.x, inner)
+
+    def within(self, state: Any) -> Any:
+        """The inner state, holding x."""
+        return state.inner._replace(x=state.x)
+
+    def pick(self, state: Any, available: Tensor, chosen: Tensor) -> Tensor:
+        return self.inner.pick(self.within(state), available, chosen)
+
+    def send(self, state: Any, who: Tensor) -> Work:
+        return self.inner.send(self.within(state), who)
+
+    def step(self, state: Any, round: Round) -> Any:
+        inner = self.inner.step(self.within(state), round)
+        return state._replace(x=inner.x, inner=inner)
+
+    def model(self, state: Any) -> Tensor:
+        return self.inner.model(self.within(state))
+
+    def traffic(self, state: Any, round: Round) -> Traffic:
+        return self.inner.traffic(self.within(state), round)
+
+
+def complete(setting: Any, **known: Any) -> Any:
+    """A frozen dataclass whose settings named in `known` and left out (None) are filled in, at any depth.
+
+    So `FedAvg(weights=Known())` gets its probabilities from the schedule and `VarianceCorrection()` its layout from
+    the task. A value of None in `known` fills nothing.
+    """
+    if not is_dataclass(setting) or isinstance(setting, type):
+        return setting
+    new = {}
+    for field in fields(setting):
+        value = getattr(setting, field.name)
+        better = known.get(field.name) if value is None else complete(value, **known)
+        if better is not value:
+            new[field.name] = better
+    return replace(setting, **new) if new else setting
