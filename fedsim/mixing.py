@@ -127,7 +127,7 @@ class Complete(Mixing):
 
 @dataclass(frozen=True)
 class Metropolis(Mixing):
-    """W_ij = 1/(1 + max(d_i, d_j)) on the edges, the rest stays at home. Xiao, Boyd, Kim, JPDC 2007
+    """W_ij = 1/(1 + max(d_i, d_j)) on the edges; what is left of each row stays at home.
 
     d_i counts i's present neighbours. Doubly stochastic and symmetric, so the network's mean is kept.
     """

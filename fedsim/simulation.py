@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim import keyed
@@ -127,8 +127,8 @@ def sound(model: Tensor, round: Round) -> None:
     )
 
 
-def default_engine(task: Task, local: LocalSGD, schedule: Sequence[Row], memory: int = 2**30) -> Engine:
-    """The stacked engine with a chunk that fits the memory budget."""
+def default_engine(task: Task, local: LocalSGD, schedule: Schedule, memory: int = 2**30) -> Engine:
+    """The stacked engine with a chunk that suits the schedule's mean cohort and fits `memory` bytes."""
     from fedsim.engine import choose
 
-    return choose(task, local, task.n, memory)
+    return choose(task, local, float(schedule.rates().sum()), memory)

@@ -234,6 +234,8 @@ def federate(
     function that makes one. `partition` says who holds what (default: the data's own clients, else Dirichlet labels
     with alpha 0.5). `folder` is where data files are sought.
     """
+    import torch
+
     from fedsim import data as datasets
     from fedsim import models
     from fedsim.data.partition import Dirichlet, Natural
@@ -242,7 +244,7 @@ def federate(
     if partition is None:
         partition = Natural() if dataset.natural else Dirichlet(alpha=0.5)
     parts = datasets.split(dataset, partition, clients, seed)
-    if hasattr(model, "parameters"):
+    if isinstance(model, torch.nn.Module):
         return make_task(dataset, parts, model, device=device, dtype=dtype)
     shape = tuple(dataset.inputs.shape[1:])
 

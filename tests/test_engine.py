@@ -293,11 +293,13 @@ def test_work_it_cannot_do_is_refused() -> None:
             train(engine, task, local, velocity=torch.zeros(task.n, task.layout.size))
 
 
-def test_the_chunk_fits_the_budget() -> None:
+def test_the_chunk_fits_the_budget_and_the_cohort() -> None:
     task, local = toy("convolution"), LocalSGD(steps=5, batch=16)
-    assert choose(task, local, k=100, memory=10**9).chunk > 4
-    assert choose(task, local, k=2, memory=10**9).chunk <= 2
-    assert choose(task, local, k=100, memory=1).chunk == 1
+    assert choose(task, local, cohort=100, memory=10**9).chunk == 16
+    assert choose(task, local, cohort=2.3, memory=10**9).chunk == 2
+    assert choose(task, local, cohort=100, memory=1).chunk == 1
+    uneven = LocalSGD(epochs=1, batch=1)  # steps = sizes: 12 clients, 150 examples, the largest a good third of them
+    assert choose(task, uneven, cohort=12, memory=10**9).chunk == round(150 / max(task.sizes))
 
 
 class Honest(TorchDispatchMode):

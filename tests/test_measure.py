@@ -1,0 +1,101 @@
+"""Figures of merit against plain loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from fedsim import federate, measure
+from fedsim.data.partition import Dirichlet
+from fedsim.task import Task
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return federate("digits", clients=30, partition=Dirichlet(alpha=0.3), model="mlp", seed=1, dtype=torch.float64)
+
+
+def models(task: Task, n: int) -> torch.Tensor:
+    return torch.stack([task.fresh(i) for i in range(n)])
+
+
+def plain(task: Task, x: torch.Tensor) -> dict[str, float]:
+    """By hand: one forward pass over the test set."""
+    outputs = task.outputs(task.layout.views(x), task.test_inputs)
+    hit = outputs.argmax(1) == task.test_targets
+    classes = [hit[task.test_targets == c].double().mean() for c in range(10)]
+    return {
+        "test_loss": float(cross_entropy(outputs, task.test_targets)),
+        "test_accuracy": float(hit.double().mean()),
+        "worst_class_accuracy": float(min(classes)),
+    }
+
+
+def test_one_model(task: Task) -> None:
+    x = task.fresh(1)
+    assert measure.test(task, x) == pytest.approx(plain(task, x), rel=1e-12)
+    assert measure.evaluate(task, x) == measure.test(task, x)
+
+
+@pytest.mark.parametrize("n", [3, 37])
+def test_nodes_are_measured_one_by_one(task: Task, n: int) -> None:
+    """Also where they do not fill the last group of models."""
+    x = models(task, n)
+    each = [plain(task, row) for row in x]
+    for got, want in zip(measure.tests(task, x), each, strict=True):
+        assert got == pytest.approx(want, rel=1e-12)
+    found = measure.gossip(task, x)
+    assert found["test_loss"] == pytest.approx(sum(e["test_loss"] for e in each) / n)
+    assert found["test_accuracy_lowest"] == pytest.approx(min(e["test_accuracy"] for e in each))
+    assert found["test_accuracy_highest"] == pytest.approx(max(e["test_accuracy"] for e in each))
+    assert found["mean_model_test_loss"] == pytest.approx(plain(task, x.mean(0))["test_loss"])
+    some = measure.gossip(task, x, torch.tensor([0, 2]))
+    assert some["test_loss"] == pytest.approx((each[0]["test_loss"] + each[2]["test_loss"]) / 2)
+    assert some["consensus_distance"] == found["consensus_distance"]
+
+
+def test_the_objective_weighs_clients(task: Task) -> None:
+    """sum_i p_i F_i, each F_i over its own examples."""
+    x = task.fresh(1)
+    params = task.layout.views(x)
+    F = []
+    for i in range(task.n):
+        rows = task.rows[task.first[i] : task.first[i] + task.size[i]]
+        F.append(float(task.losses(params, task.inputs[rows], task.targets[rows]).mean()))
+    for name in ("examples", "uniform"):
+        p = task.weights(name)
+        assert float(p.sum()) == pytest.approx(1.0)
+        want = sum(float(w) * f for w, f in zip(p, F, strict=True))
+        assert measure.objective(task, x, p) == pytest.approx(want, rel=1e-10)
+    with pytest.raises(ValueError, match="objective must be"):
+        task.weights("fair")
+
+
+def test_consensus_distance_and_layer_variance(task: Task) -> None:
+    x = models(task, 4)
+    assert measure.consensus_distance(x[:1].expand(4, -1)) == pytest.approx(0.0, abs=1e-12)
+    assert measure.consensus_distance(torch.tensor([[0.0, 0.0], [6.0, 8.0]])) == pytest.approx(5.0)
+    found = measure.layer_variance(x, task.layout)
+    weights = {name: view for name, view in task.layout.views(x).items() if view.ndim == 3}
+    assert found.keys() == weights.keys()
+    for name, view in weights.items():
+        want = sum(float(layer.var(unbiased=False)) for layer in view) / 4
+        assert found[name] == pytest.approx(want, rel=1e-10)
+
+
+def test_the_same_nodes_are_tested_throughout() -> None:
+    some = measure.sample(100, 10, seed=3)
+    assert torch.equal(some, measure.sample(100, 10, seed=3))
+    assert not torch.equal(some, measure.sample(100, 10, seed=4))
+    assert len(some.unique()) == 10
+    assert measure.sample(5, 10, seed=1).tolist() == measure.sample(5, None, seed=1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_problem_without_classes_has_a_loss_only() -> None:
+    quadratic = federate("quadratic", clients=4, model="scalar")
+    x = torch.tensor([1.5])
+    assert measure.test(quadratic, x).keys() == {"test_loss"}
+    assert measure.objective(quadratic, x, quadratic.weights("uniform")) == pytest.approx(
+        sum(a / 2 * (1.5 - b) ** 2 for a, b in ((1, 0), (0.5, 10), (2, -4), (1.5, 7))) / 4
+    )

@@ -1,0 +1,404 @@
+"""Mixing matrices: sums, presence, spectra, and that applying them is what it says on every path."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+import weakref
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedsim import mixing, topology
+from fedsim.mixing import NAMES, Complete, Edges, Metropolis, Mixing, Neighbour
+
+GRAPHS = {
+    "ring": topology.load("ring", 12),
+    "star": topology.load("star", 9),
+    "karate": topology.load("karate"),
+    "regular": topology.load("random-regular", 20, seed=1, degree=4),
+    "barabasi": topology.load("barabasi-albert", 30, seed=0),
+    "complete": topology.load("complete", 7),
+    "pair": topology.load("path", 2),
+    "single": topology.load("complete", 1),
+    "with hermit": nx.Graph([(0, 1), (1, 2), (3, 3)]),
+}
+graphs = pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
+
+
+def all_of(graph: nx.Graph) -> dict[str, Mixing]:
+    return {
+        "complete": Complete(len(graph)),
+        "metropolis": Metropolis(graph),
+        "neighbour": Neighbour(graph),
+        "half": Neighbour(graph, self_weight=0.5),
+        "none": Neighbour(graph, self_weight=0.0),
+        "only self": Neighbour(graph, self_weight=1.0),
+    }
+
+
+RULES = list(all_of(GRAPHS["ring"]))
+rules = pytest.mark.parametrize("rule", RULES)
+
+
+def some(n: int, seed: int) -> torch.Tensor:
+    """Some nodes, ascending; all of them for seed 0, one for seed 1, none for seed 2."""
+    keep = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.6
+    return torch.arange(n)[{0: slice(None), 1: slice(0, 1), 2: slice(0, 0)}.get(seed, keep)]
+
+
+def by_hand(rule: str, graph: nx.Graph, who: torch.Tensor) -> np.ndarray:
+    """The matrix from its formula on the graph that is left, in plain Python."""
+    n, present = len(graph), set(who.tolist())
+    w = np.eye(n)
+    left = nx.Graph(graph.subgraph(present))
+    left.remove_edges_from(list(nx.selfloop_edges(left)))
+    if rule == "complete":
+        left = nx.complete_graph(sorted(present))
+    degree = dict(left.degree)
+    for i in present:
+        for j in left[i]:
+            w[i, j] = {
+                "complete": lambda i=i, j=j: 1 / len(present),
+                "metropolis": lambda i=i, j=j: 1 / (1 + max(degree[i], degree[j])),
+                "neighbour": lambda i=i, j=j: 1 / (1 + degree[i]),
+                "half": lambda i=i, j=j: 0.5 / degree[i],
+                "none": lambda i=i, j=j: 1 / degree[i],
+                "only self": lambda i=i, j=j: 0.0,
+            }[rule]()
+        w[i, i] = 1 - sum(w[i, j] for j in left[i])
+    return w
+
+
+@graphs
+@rules
+@pytest.mark.parametrize("seed", range(6))
+def test_the_matrix_is_its_formula_on_the_nodes_present(graph: nx.Graph, rule: str, seed: int) -> None:
+    n = len(graph)
+    who = some(n, seed)
+    rulebook = all_of(graph)[rule]
+    edges = rulebook(0, who)
+    w = edges.dense()
+    assert w.dtype == torch.float64
+    assert np.abs(w.numpy() - by_hand(rule, graph, who)).max() < 1e-15
+    assert (w.sum(1) - 1).abs().max() < 1e-14
+    if rulebook.averaging == "doubly stochastic":
+        assert (w.sum(0) - 1).abs().max() < 1e-14
+        assert torch.equal(w, w.T)
+    absent = [i for i in range(n) if i not in who.tolist()]
+    assert torch.equal(w[absent], torch.eye(n, dtype=torch.float64)[absent])  # an absent node keeps its model
+    assert (w.numpy() >= 0).all()
+    assert (edges.i.diff() >= 0).all()
+    live = edges.i != edges.j
+    assert (edges.w[~live] == 0).all()
+    pairs = {(a, b) for a, b in graph.subgraph(who.tolist()).to_directed().edges if a != b}
+    assert edges.sent() == (len(who) * (len(who) - 1) if rule == "complete" else len(pairs))
+
+
+@graphs
+@rules
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_applying_is_the_matrix_product(graph: nx.Graph, rule: str, dtype: torch.dtype) -> None:
+    n = len(graph)
+    generator = torch.Generator().manual_seed(1)
+    for seed in range(5):
+        edges = all_of(graph)[rule](0, some(n, seed))
+        for shape in ((n, 17), (n,), (n, 3, 5), (n, 1)):
+            x = torch.randn(shape, dtype=dtype, generator=generator)
+            kept = x.clone()
+            mixed = edges.apply(x)
+            assert mixed.dtype == dtype
+            assert mixed.shape == x.shape
+            assert torch.equal(x, kept)
+            assert mixed.data_ptr() != x.data_ptr()
+            wanted = (edges.dense() @ x.double().reshape(n, -1)).view(shape)
+            assert (mixed - wanted).abs().max() < (1e-14 if dtype == torch.float64 else 2e-6)
+            # the shortcut of the plain mean and the edges are the same matrix
+            assert (mixed - edges._replace(average=None).apply(x)).abs().max() < (
+                1e-14 if x.dtype == torch.float64 else 2e-6
+            )
+
+
+def test_a_shortcut_does_not_outlive_its_weights() -> None:
+    edges = Complete(4)(0, torch.arange(4))
+    x = torch.arange(4.0)[:, None]
+    others = edges._replace(diagonal=torch.zeros(4, dtype=torch.float64)).apply(x)
+    assert others[:, 0].tolist() == [1.5, 1.25, 1.0, 0.75]
+    doubled = edges._replace(w=2 * edges.w).apply(x)
+    assert doubled[:, 0].tolist() == [3.0, 2.75, 2.5, 2.25]
+    assert edges.apply(x)[:, 0].tolist() == [1.5] * 4
+
+
+@rules
+def test_an_absent_or_distant_model_cannot_reach_anybody(rule: str) -> None:
+    graph = GRAPHS["ring"]
+    who = torch.tensor([0, 1, 2, 5, 6, 8])
+    x = torch.randn(12, 4)
+    clean = all_of(graph)[rule](0, who).apply(x)
+    x[[3, 4, 7, 9, 10, 11]] = math.nan
+    broken = all_of(graph)[rule](0, who).apply(x)
+    assert torch.equal(broken[who], clean[who])
+    assert broken[[3, 4, 7, 9, 10, 11]].isnan().all()
+    if rule != "complete":
+        x = torch.randn(12, 4)
+        x[0] = math.inf
+        mixed = all_of(graph)[rule](0, torch.arange(12)).apply(x)
+        assert mixed[2:11].isfinite().all()
+
+
+@pytest.mark.parametrize("rule", RULES[1:])
+def test_nobody_depends_on_who_else_is_in_the_stack(rule: str) -> None:
+    """Bit for bit: the same neighbours give the same sum, whatever happens elsewhere in the graph."""
+    graph = GRAPHS["regular"]
+    x = torch.randn(20, 100)
+    whole = all_of(graph)[rule](0, torch.arange(20)).apply(x)
+    near = {0, *graph[0], *(b for a in graph[0] for b in graph[a])}
+    part = all_of(graph)[rule](0, torch.tensor(sorted(near))).apply(x)
+    assert torch.equal(whole[0], part[0])
+    assert torch.equal(whole, all_of(graph)[rule](0, torch.arange(20)).apply(x))
+
+
+def test_weights_do_not_depend_on_round_or_key() -> None:
+    for rule in all_of(GRAPHS["karate"]).values():
+        who = some(34, 7)
+        assert torch.equal(rule(0, who).dense(), rule(99, who, key=12345).dense())
+
+
+def test_metropolis_on_a_complete_graph_is_the_plain_mean() -> None:
+    who = torch.tensor([1, 2, 5])
+    for rule in (Metropolis(GRAPHS["complete"]), Neighbour(GRAPHS["complete"])):
+        edges = rule(0, who)
+        assert edges.average is not None
+        assert torch.equal(edges.dense(), Complete(7)(0, who).dense())
+
+
+# --- gossip.md 5.1 ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ring", "star", "karate", "regular", "barabasi"])
+def test_disagreement_shrinks_by_the_eigenvalue(name: str) -> None:
+    """5.1.1: exactly |λ| a round from an eigenvector; never slower than the SLEM, and in the end just that."""
+    graph = GRAPHS[name]
+    edges = Metropolis(graph)(0, torch.arange(len(graph)))
+    values, vectors = np.linalg.eigh(edges.dense().numpy())
+    for value, vector in zip(values[:-1], vectors.T[:-1], strict=True):
+        x = torch.from_numpy(vector.copy())[:, None]
+        for t in range(1, 4):
+            x = edges.apply(x)
+            assert float(x.norm()) == pytest.approx(abs(value) ** t, abs=1e-13)
+    slem = topology.slem(edges)
+    x = torch.randn(len(graph), 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    spread = float((x - x.mean(0)).norm())
+    for _ in range(60 if name != "ring" else 200):
+        x = edges.apply(x)
+        x, before = x - x.mean(0), spread  # keeps rounding of the mean out of the ratio
+        spread = float(x.norm())
+        assert spread <= slem * before * (1 + 1e-12)
+    assert spread / before == pytest.approx(slem, rel=0.02)
+
+
+def test_doubly_stochastic_matrices_keep_the_mean() -> None:
+    """5.1.2, with other nodes absent every round."""
+    graph = GRAPHS["karate"]
+    x = torch.randn(34, 5, dtype=torch.float64)
+    mean = x.mean(0)
+    for rule in (Metropolis(graph), Complete(34)):
+        assert rule.averaging == "doubly stochastic"
+        y = x
+        for t in range(50):
+            y = rule(t, some(34, t)).apply(y)
+        assert (y.mean(0) - mean).abs().max() < 1e-14
+
+
+def test_row_stochastic_matrices_settle_at_the_degree_weighted_mean() -> None:
+    """5.1.2: uniform neighbour: π_i = (d_i + 1)/Σ(d_k + 1); with weight β for oneself: d_i/Σ d_k."""
+    graph = GRAPHS["karate"]
+    x = torch.randn(34, 3, dtype=torch.float64)
+    degree = torch.tensor([d for _, d in graph.degree], dtype=torch.float64)
+    for rule, pi in ((Neighbour(graph), degree + 1), (Neighbour(graph, 0.5), degree)):
+        assert rule.averaging == "row-stochastic"
+        edges = rule(0, torch.arange(34))
+        y = x
+        for _ in range(3000):
+            y = edges.apply(y)
+        assert (y - (pi / pi.sum()) @ x).abs().max() < 1e-12
+        assert (y - x.mean(0)).abs().max() > 1e-2
+
+
+def test_a_network_that_is_never_whole_still_agrees() -> None:
+    graph = GRAPHS["ring"]
+    x = torch.randn(12, 2, dtype=torch.float64)
+    y = x
+    for t in range(3, 2000):
+        y = Metropolis(graph)(t, some(12, t)).apply(y)
+    assert (y - x.mean(0)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", ["ring", "regular", "complete", "pair"])
+def test_metropolis_on_regular_graphs_is_max_degree(name: str) -> None:
+    """5.1.8: I − L/(d_max + 1)."""
+    graph = GRAPHS[name]
+    degrees = [d for _, d in graph.degree]
+    laplacian = nx.laplacian_matrix(graph, nodelist=range(len(graph))).toarray()
+    w = Metropolis(graph)(0, torch.arange(len(graph))).dense().numpy()
+    assert np.abs(w - (np.eye(len(graph)) - laplacian / (max(degrees) + 1))).max() < 1e-15
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "best"), [("ring", 8, 0.74452), ("ring", 16, 0.92667), ("hypercube", 16, 0.6), ("torus", 16, 0.6)]
+)
+def test_best_constant_weights_are_no_slower_on_edge_transitive_graphs(name: str, n: int, best: float) -> None:
+    """5.1.8 and 4.1: α = 2/(λ_max + λ_2) of the Laplacian."""
+    graph = topology.load(name, n)
+    laplacian = nx.laplacian_matrix(graph, nodelist=range(n)).toarray()
+    values = np.linalg.eigvalsh(laplacian)
+    constant = topology.slem(np.eye(n) - 2 / (values[-1] + values[1]) * laplacian)
+    assert constant == pytest.approx(best, abs=6e-6)
+    assert constant <= topology.slem(Metropolis(graph)(0, torch.arange(n))) + 1e-12
+
+
+def test_averaging_k_unrelated_models_divides_the_variance_by_k() -> None:
+    """gossip.md 5.2.10: 1/k, and β² + (1 − β)²/k with one's own weight β."""
+    generator = torch.Generator().manual_seed(0)
+    for k in (2, 4, 8, 16):
+        x = torch.randn(k, 100_000, generator=generator)
+        assert float(Complete(k)(0, torch.arange(k)).apply(x).var(1)[0]) == pytest.approx(1 / k, rel=0.03)
+    for k in (1, 2, 4, 8):
+        x = torch.randn(k + 1, 100_000, generator=generator)
+        star = topology.load("star", k + 1)
+        centre = Neighbour(star, 0.5)(0, torch.arange(k + 1)).apply(x)[0]
+        assert float(centre.var()) == pytest.approx(0.25 + 0.25 / k, rel=0.03)
+
+
+def test_repeated_mixing_shrinks_variance_as_the_rows_of_the_power() -> None:
+    """gossip.md 5.2.11: Var_i(t) = σ² ‖row_i(W^t)‖²."""
+    graph = GRAPHS["karate"]
+    edges = Metropolis(graph)(0, torch.arange(34))
+    x = torch.randn(34, 50_000, generator=torch.Generator().manual_seed(0))
+    power = torch.eye(34, dtype=torch.float64)
+    for _ in range(5):
+        x, power = edges.apply(x), edges.dense() @ power
+        assert (x.var(1) / power.square().sum(1) - 1).abs().max() < 0.04
+
+
+# --- the house --------------------------------------------------------------------------------------------------------
+
+
+@rules
+def test_a_round_does_not_wait_for_the_device(rule: str) -> None:
+    """On a device without numbers, whatever has to read one fails: no shape may depend on who is present."""
+    graph = GRAPHS["karate"]
+    edges = all_of(graph)[rule](1, torch.empty(20, dtype=torch.int64, device="meta"))
+    mixed = edges.apply(torch.empty(34, 10, device="meta"))
+    assert mixed.device.type == "meta"
+    assert mixed.shape == (34, 10)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        edges.i[edges.i != edges.j]  # the lists without what the absent took out: their length would be data
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@rules
+def test_cuda_gives_the_same_without_waiting(rule: str) -> None:
+    graph = GRAPHS["karate"]
+    who, x = some(34, 5).cuda(), torch.randn(34, 1000).cuda()
+    mix = all_of(graph)[rule]
+    mix(0, who)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        edges = mix(1, who)
+        mixed, again = edges.apply(x), edges.apply(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(mixed, again)
+    assert torch.equal(edges.dense().cpu(), mix(1, who.cpu()).dense())
+    assert (mixed.cpu() - mix(1, who.cpu()).apply(x.cpu())).abs().max() < 1e-6
+
+
+def test_edges_are_read_from_a_graph_once_and_forgotten_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    real = mixing._read
+    monkeypatch.setattr(mixing, "_read", lambda graph, device: reads.append(1) or real(graph, device))
+    graph = nx.cycle_graph(6)
+    for t in range(3):
+        Metropolis(graph)(t, torch.arange(6))
+        Neighbour(graph)(t, torch.arange(4))
+    assert len(reads) == 1
+    alive = weakref.ref(graph)
+    del graph
+    gc.collect()
+    assert alive() is None
+
+
+def test_applying_needs_no_copy_per_edge() -> None:
+    """A stack with a model per edge would be 200 times the result."""
+    n = 200
+    graph = topology.load("complete", n)
+    graph.remove_edge(0, 1)  # 39,798 directed edges, and no shortcut
+    edges = Neighbour(graph)(0, torch.arange(n))
+    x = torch.randn(n, 50)
+    biggest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal biggest
+            out = function(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple) else (out,):
+                biggest = max(biggest, tensor.numel())
+            return out
+
+    with Sizes():
+        edges.apply(x)
+    assert biggest <= len(edges.i) + n  # [e] and [n, P], never [e, P]
+
+
+def test_settings_are_frozen_and_hold_nothing_else() -> None:
+    for name, cls in NAMES.items():
+        rule = cls()
+        assert dataclasses.is_dataclass(rule)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            rule.graph = None  # type: ignore[attr-defined]
+        assert rule == cls()
+        assert rule.averaging in ("doubly stochastic", "row-stochastic")
+        assert "tochastic" in (cls.__doc__ or "")
+        assert name == cls.__name__.lower()
+    rule = Metropolis(GRAPHS["ring"])
+    rule(0, torch.arange(12))
+    assert set(vars(rule)) == {"graph"}
+    assert repr(Neighbour(GRAPHS["ring"], 0.5)) == "Neighbour(self_weight=0.5)"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Metropolis()(0, torch.arange(3)), r"metropolis mixing needs a graph: .* or Metropolis\(graph\)"),
+        (lambda: Neighbour()(0, torch.arange(3)), r"neighbour mixing needs a graph: .* or Neighbour\(graph\)"),
+        (lambda: Complete()(0, torch.arange(3)), r"needs to know how many nodes there are: Complete\(nodes=n\)"),
+        (lambda: Complete(0), "nodes must be at least 1, got 0"),
+        (lambda: Neighbour(self_weight=1.5), "self_weight must be between 0 and 1, got 1.5"),
+        (lambda: Neighbour(self_weight=math.nan), "self_weight must be between 0 and 1, got nan"),
+        (lambda: Metropolis(nx.path_graph(["a", "b"]))(0, torch.arange(2)), "must be 0..n-1; networkx.convert_node"),
+        (lambda: Metropolis(nx.Graph([(1, 2)]))(0, torch.arange(2)), "must be 0..n-1"),
+        (lambda: Metropolis(nx.Graph())(0, torch.arange(2)), "must be 0..n-1"),
+        (lambda: Metropolis(nx.DiGraph([(0, 1)]))(0, torch.arange(2)), "needs an undirected graph"),
+        (lambda: Complete(3)(0, torch.arange(3)).apply(torch.zeros(4, 2)), r"shape \(4, 2\) .* 3 nodes; give \[3, P\]"),
+        (lambda: Complete(3)(0, torch.arange(3)).apply(torch.zeros(())), r"shape \(\) does not go"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make()  # type: ignore[operator]
+    assert "\n" not in str(caught.value)
+
+
+def test_edges_by_hand() -> None:
+    """A matrix of one's own: 0 takes a quarter from 1, 1 keeps to itself."""
+    quarter = Edges(
+        torch.tensor([0]), torch.tensor([1]), torch.tensor([0.25]).double(), torch.tensor([0.75, 1.0]).double()
+    )
+    assert quarter.apply(torch.tensor([[0.0], [4.0]]))[:, 0].tolist() == [1.0, 4.0]
+    assert quarter.dense().tolist() == [[0.75, 0.25], [0.0, 1.0]]
+    assert quarter.sent() == 1
