@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim import keyed
-from fedsim.strategy import Round, Strategy, Traffic, complete
+from fedsim.strategy import GossipStrategy, Round, Strategy, Traffic, complete, core
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,12 +27,12 @@ class Step(NamedTuple):
     traffic: Traffic  # bits sent
 
 
-def first_model(task: Task, n: int | None, seed: int, init: str = "shared") -> Tensor:
-    """Where everybody starts: one model [P] ("shared"), or one for each of n nodes [n, P] ("independent")."""
+def first_model(task: Task, seed: int, init: str = "shared") -> Tensor:
+    """Where everybody starts: one model [P] ("shared"), or one for each of the n nodes [n, P] ("independent")."""
     import torch
 
     if init == "independent":
-        return torch.stack([task.fresh(keyed.seed(seed, "init", i)) for i in range(n or task.n)])
+        return torch.stack([task.fresh(keyed.seed(seed, "init", i)) for i in range(task.n)])
     if init != "shared":
         raise ValueError(f"init must be 'shared' or 'independent', got {init!r}")
     return task.fresh(keyed.seed(seed, "init"))
@@ -52,9 +52,11 @@ def prepare(strategy: Strategy, task: Task, schedule: Schedule) -> Strategy:
 
 
 def begin(strategy: Strategy, task: Task, *, seed: int = 0, p: Tensor | None = None, init: str = "shared") -> Any:
-    """The state before round 0."""
+    """The state before round 0. `init` is for gossip; a server has one model, and starts from the shared one."""
     p = task.weights() if p is None else p
-    return strategy.init(first_model(task, None, seed, init), p, keyed.seed(seed, "strategy"))
+    has_nodes = isinstance(core(strategy), GossipStrategy)
+    x = first_model(task, seed, init if has_nodes or init != "independent" else "shared")
+    return strategy.init(x, p, keyed.seed(seed, "strategy"))
 
 
 def simulate(
@@ -68,8 +70,7 @@ def simulate(
     `state` and the round `t` to run next; nothing else is needed. A yielded state is consumed by the next round: copy
     what you want to keep.
 
-    Raises ValueError if the schedule is for another number of clients, if `init` and the strategy do not go together,
-    or if training gives NaN or infinity.
+    Raises ValueError if the schedule is for another number of clients, or if training gives NaN or infinity.
     """
     if schedule.n != task.n:
         raise ValueError(f"schedule has {schedule.n} clients but the task has {task.n}; draw it with n={task.n}")

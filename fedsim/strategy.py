@@ -180,6 +180,13 @@ class Wrapper(Strategy):
         return self.inner.traffic(self.within(state), round)
 
 
+def core(strategy: Strategy) -> Strategy:
+    """The strategy inside all wrappers."""
+    while isinstance(strategy, Wrapper):
+        strategy = strategy.inner
+    return strategy
+
+
 def complete(setting: Any, **known: Any) -> Any:
     """A frozen dataclass whose settings named in `known` and left out (None) are filled in, at any depth.
 

@@ -44,13 +44,13 @@ class Layout:
         """flat [..., P] as named tensors [..., *shape] in the same memory."""
         parts = flat.split(self.sizes, dim=-1)
         lead = flat.shape[:-1]
-        return {name: part.view(*lead, *s) for name, part, s in zip(self.names, parts, self.shapes, strict=True)}
+        return {name: part.view((*lead, *s)) for name, part, s in zip(self.names, parts, self.shapes, strict=True)}
 
     def stack(self, named: Params) -> Tensor:
         """The vectors [c, P] of named tensors [c, *shape]."""
         import torch
 
-        return torch.cat([named[name].flatten(1) for name in self.names], dim=1)
+        return torch.cat([named[name].reshape(len(named[name]), -1) for name in self.names], dim=1)
 
     def flat(self, named: Params) -> Tensor:
         """The vector [P] holding a copy of the named tensors."""

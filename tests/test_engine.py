@@ -250,6 +250,28 @@ def test_span_turns_moves_into_gradients(local: LocalSGD, work: dict[str, float]
     assert train(Loop(), task, dataclasses.replace(local, clip=1.0)).span is None
 
 
+def test_parameters_without_dimensions() -> None:
+    """A scalar parameter is a parameter like any other."""
+
+    class Gain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.tensor(2.0))
+            self.offset = nn.Parameter(torch.zeros(5))
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.gain * inputs.flatten(1)[:, :5] + self.offset
+
+    task = toy(Gain)
+    ask = frozenset({"gradient-at-start"})
+    one, many = (
+        train(engine, task, LocalSGD(steps=3, batch=4, momentum=0.5), ask=ask) for engine in (Loop(), Stacked(4))
+    )
+    torch.testing.assert_close(one.delta, many.delta)
+    torch.testing.assert_close(one.told["gradient-at-start"], many.told["gradient-at-start"])
+    assert bool(one.delta[:, 0].abs().gt(0).all())
+
+
 def test_velocity_is_carried_over() -> None:
     """Two turns of 3 steps with the velocity handed on are one of 6, on whole-data batches."""
     task = toy()

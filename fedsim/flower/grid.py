@@ -1,0 +1,85 @@
+"""A Grid without a runtime: every message is answered in this process, by calling the ClientApp."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedsim.flower import private, wire
+
+RAISED = 2  # Flower's error code for an exception in a ClientApp
+
+
+class InProcessGrid(Grid):
+    """n nodes, node j being partition j of n, whose messages a ClientApp answers one after another.
+
+    An exception in the app becomes an error reply, as in Flower's runtimes. Each node keeps its Context. To lose
+    messages or delay them, override `get_node_ids` and `deliver`.
+    """
+
+    def __init__(self, app: ClientApp, n: int, *, node_ids: Sequence[int] | None = None, **run_config: Any) -> None:
+        private.introduce()
+        self.app = app
+        self.node_ids = list(range(1, n + 1)) if node_ids is None else list(node_ids)
+        if len(set(self.node_ids)) != n:
+            raise ValueError(f"a grid of {n} nodes needs {n} different node ids, got {self.node_ids}")
+        self.contexts = {
+            node: Context(1, node, {"partition-id": j, "num-partitions": n}, RecordDict(), dict(run_config))
+            for j, node in enumerate(self.node_ids)
+        }
+        self.sent = 0
+        self._replies: dict[str, Message] = {}
+        self._run: Any = None
+
+    def set_run(self, run: Any) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.node_ids)
+
+    def deliver(self, message: Message) -> Message | None:
+        """The node's reply, or None when it never comes."""
+        try:
+            return self.app(message, self.contexts[message.metadata.dst_node_id])
+        except Exception:  # whatever a user's app raises is the node's answer
+            return Message(Error(RAISED, traceback.format_exc()), reply_to=message)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            message.content = own(message.content)
+            self.sent += 1
+            private.stamp(message, f"message-{self.sent}")
+            ids.append(message.metadata.message_id)
+            reply = self.deliver(message)
+            if reply is not None:
+                self._replies[ids[-1]] = reply
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+
+def own(content: RecordDict) -> RecordDict:
+    """The same content in records of its own: strategies hand one RecordDict to everybody, a real grid sends copies."""
+    out = RecordDict()
+    for name, record in content.items():
+        out[name] = wire.share(record) if isinstance(record, ArrayRecord) else type(record)(dict(record))  # type: ignore[arg-type]
+    return out

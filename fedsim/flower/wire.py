@@ -1,0 +1,233 @@
+"""What travels: a model as named arrays, and the rest of the work in records of our own.
+
+Any ClientApp finds in a train message
+
+    "arrays"  ArrayRecord   where it starts, under the model's names
+    "config"  ConfigRecord  the user's own, and "server-round" (1, 2, ...)
+
+and one that declared what it understands (see `client_app`) finds besides, as far as there is any
+
+    "fedsim"           ConfigRecord  t (0, 1, ...), key, reply ("delta" or "arrays"), mu, scale, shift, effort, ask
+    "fedsim.shift"     ArrayRecord   added to every local gradient
+    "fedsim.velocity"  ArrayRecord   local momentum to start with
+
+A reply holds one ArrayRecord, the updated model, or instead "fedsim.delta", how far it moved: exact, where the
+difference of two models is rounded. Answers to `ask` come as metrics "told.<name>" or ArrayRecords
+"fedsim.told.<name>".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from fedsim.strategy import Work
+from fedsim.task import Layout
+
+OURS = "fedsim"
+DELTA, SHIFT, VELOCITY, TOLD = f"{OURS}.delta", f"{OURS}.shift", f"{OURS}.velocity", f"{OURS}.told."
+TOLD_METRIC = "told."
+
+
+class Unfit(ValueError):
+    """Content of a message that cannot be used, in one line."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model [P] lies in an ArrayRecord.
+
+    The floating-point arrays are the model. What else is there (counters, masks) is no part of it: it is sent along
+    as it was given, and what replies make of it is not looked at.
+    """
+
+    layout: Layout
+    kinds: tuple[np.dtype[Any], ...]  # of the arrays, as they are sent
+    dtype: torch.dtype  # of the vector: float32, or float64 if any array is
+    order: tuple[str, ...]  # all names, in the order in which they are sent
+    others: Mapping[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: ArrayRecord) -> Form:
+        """The form of a record. Raises ValueError when there is nothing to learn in it."""
+        names, shapes, kinds, others = [], [], [], {}
+        for name, array in record.items():
+            values = array.numpy()
+            if values.dtype.kind == "f":
+                names.append(name)
+                shapes.append(torch.Size(values.shape))
+                kinds.append(values.dtype.newbyteorder("="))
+            else:
+                others[name] = array
+        if not names:
+            raise ValueError("the initial arrays hold no floating-point array, so there is nothing to learn")
+        dtype = torch.float64 if np.result_type(*kinds) == np.float64 else torch.float32
+        return cls(Layout(tuple(names), tuple(shapes)), tuple(kinds), dtype, tuple(record), others)
+
+    @classmethod
+    def of_layout(cls, layout: Layout, dtype: torch.dtype) -> Form:
+        """The form of a task's models."""
+        kind = np.dtype(str(dtype).removeprefix("torch."))
+        return cls(layout, (kind,) * len(layout.names), dtype, layout.names)
+
+    def flat(self, record: ArrayRecord) -> Tensor:
+        """A vector [P] with the record's numbers, whatever their memory layout, byte order or precision; its own copy.
+
+        Raises Unfit when a name is missing or unknown, a shape differs, or an array is not of floating point.
+        """
+        missing = [name for name in self.layout.names if name not in record]
+        unknown = [name for name in record if name not in self.order]
+        if missing or unknown:
+            what, name = ("lacks", missing[0]) if missing else ("holds an unknown", unknown[0])
+            raise Unfit(f"the ArrayRecord {what} array {name!r}")
+        parts = []
+        for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
+            try:
+                values = record[name].numpy()
+            except (ValueError, TypeError, OSError, EOFError) as error:
+                raise Unfit(f"array {name!r} cannot be read: {first_line(error)}") from error
+            if values.dtype.kind != "f":
+                raise Unfit(f"array {name!r} is {values.dtype}, not floating point")
+            if values.shape != tuple(shape):
+                raise Unfit(f"array {name!r} has shape {values.shape}, not {tuple(shape)}")
+            double = values.dtype.itemsize >= 8 or self.dtype == torch.float64
+            plain = np.require(values, np.float64 if double else np.float32, ["C", "W"])
+            parts.append(torch.from_numpy(plain).reshape(-1).to(self.dtype))
+        return torch.cat(parts)
+
+    def sent(self, flat: Tensor) -> Tensor:
+        """A vector [P] as who receives its record reads it: arrays of half precision are rounded on the way."""
+        whole = all(kind.itemsize >= self.dtype.itemsize for kind in self.kinds)
+        return flat if whole else self.flat(self.record(flat))
+
+    def record(self, flat: Tensor) -> ArrayRecord:
+        """The record that holds a vector [P]."""
+        parts = flat.detach().cpu().split(self.layout.sizes)
+        found = zip(self.layout.names, self.layout.shapes, self.kinds, parts, strict=True)
+        arrays = {name: array(part.reshape(shape), kind) for name, shape, kind, part in found}
+        record = ArrayRecord()
+        for name in self.order:
+            record[name] = self.others[name] if name in self.others else arrays[name]
+        return record
+
+
+def array(tensor: Tensor, kind: np.dtype[Any]) -> Array:
+    return Array(np.ascontiguousarray(tensor.numpy(), dtype=kind).reshape(tensor.shape))
+
+
+def share(record: ArrayRecord) -> ArrayRecord:
+    """A record of its own with the same arrays: who empties it empties it for nobody else."""
+    out = ArrayRecord()
+    for name, value in record.items():
+        out[name] = value
+    return out
+
+
+def row(value: Tensor | float, j: int, like: Tensor) -> Tensor | float:
+    """Client j's share of what broadcasts against `like` [k, P]: a number, or [P] ([1] for one number per client)."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    if value.ndim == 2:
+        return value[j if len(value) > 1 else 0]
+    return float(value) if value.ndim == 0 else value
+
+
+def needs(work: Work) -> list[str]:
+    """What a client must understand of the work beyond where to start, in words."""
+    out = []
+    if isinstance(work.shift, Tensor) or work.shift:
+        out.append("shift")
+    if isinstance(work.scale, Tensor) or work.scale != 1.0:
+        out.append("scale")
+    if work.mu:
+        out.append("mu")
+    if work.velocity is not None:
+        out.append("velocity")
+    return out + [f"ask {name}" for name in sorted(work.ask)]
+
+
+def pack_work(form: Form, work: Work, j: int, *, t: int, key: int, reply: str) -> dict[str, ArrayRecord | ConfigRecord]:
+    """Our own records of the message to client j of the cohort."""
+    config = ConfigRecord({"t": t, "key": key, "reply": reply})
+    records: dict[str, ArrayRecord | ConfigRecord] = {OURS: config}
+    shift, scale = row(work.shift, j, work.start), row(work.scale, j, work.start)
+    if isinstance(shift, Tensor):
+        records[SHIFT] = form.record(shift.expand(work.start.shape[1]))
+    elif shift:
+        config["shift"] = shift
+    if isinstance(scale, Tensor) and scale.numel() > 1:
+        raise ValueError("the strategy scales each parameter's gradient apart; a message carries one scale per client")
+    if float(scale) != 1.0:
+        config["scale"] = float(scale)
+    if work.mu:
+        config["mu"] = float(work.mu)
+    if work.velocity is not None:
+        records[VELOCITY] = form.record(work.velocity[j])
+    if work.ask:
+        config["ask"] = sorted(work.ask)
+    return records
+
+
+def unpack_work(form: Form, content: RecordDict, start: Tensor) -> Work:
+    """The work [1, P] of the client that got this message."""
+    config = ours(content)
+    arrays = content.array_records
+    shift: Tensor | float = float(config.get("shift", 0.0))
+    if SHIFT in arrays:
+        shift = form.flat(arrays[SHIFT])[None].to(start)
+    return Work(
+        start[None],
+        shift=shift,
+        scale=float(config.get("scale", 1.0)),
+        mu=float(config.get("mu", 0.0)),
+        velocity=form.flat(arrays[VELOCITY])[None].to(start) if VELOCITY in arrays else None,
+        ask=frozenset(config.get("ask", ())),
+    )
+
+
+def ours(content: RecordDict) -> dict[str, Any]:
+    """Our own settings in a message, none when it comes from a strategy that knows nothing of us."""
+    return dict(content.config_records[OURS]) if OURS in content.config_records else {}
+
+
+def foreign(names: Iterable[str]) -> list[str]:
+    """The names of records that are not ours."""
+    return [name for name in names if name != OURS and not name.startswith(f"{OURS}.")]
+
+
+def only_arrays(content: RecordDict) -> ArrayRecord:
+    """The one ArrayRecord that holds a model. Raises Unfit when there are none or several."""
+    names = foreign(content.array_records)
+    if len(names) != 1:
+        raise Unfit(f"expected one ArrayRecord, got {len(names)}")
+    return content.array_records[names[0]]
+
+
+def values(content: RecordDict) -> dict[str, Any]:
+    """Everything in the message's configs and metrics, by key."""
+    out: dict[str, Any] = {}
+    for records in (content.config_records, content.metric_records):
+        for entries in records.values():
+            out.update(entries)
+    return out
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if plain and math.isfinite(value) else None
+
+
+def first_line(what: object) -> str:
+    """The line of an error that says what happened: the last one of a traceback, the first one of anything else."""
+    lines = [line.strip() for line in str(what).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(what).__name__
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
