@@ -127,8 +127,8 @@ class LocalSGD:
             raise ValueError("give either steps or epochs")
         for name in ("steps", "epochs", "batch"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None and (value < 1 or value != int(value) or isinstance(value, bool)):
+                raise ValueError(f"{name} must be a whole number from 1, got {value}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         if not self.weight_decay >= 0 or math.isinf(self.weight_decay):

@@ -46,7 +46,7 @@ class Rows:
     @property
     def mean(self) -> Tensor:
         """sum_i p_i rows_i [P]."""
-        return self.total.to(self.data.dtype)
+        return self.total.to(self.data.dtype, copy=True)
 
     def seen(self, who: Tensor | None = None) -> Tensor:
         """bool: which clients (all [n], or `who` [k]) have ever been written."""

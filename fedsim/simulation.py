@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim import keyed
@@ -41,6 +43,7 @@ def first_model(task: Task, seed: int, init: str = "shared") -> Tensor:
 def prepare(strategy: Strategy, task: Task, schedule: Schedule) -> Strategy:
     """The strategy with what it left out filled in: layout, sizes and the number of nodes from the task, probabilities
     from the schedule."""
+    finite(strategy, type(strategy).__name__)
     given = schedule.probabilities
     return complete(  # type: ignore[no-any-return]
         strategy,
@@ -54,6 +57,8 @@ def prepare(strategy: Strategy, task: Task, schedule: Schedule) -> Strategy:
 def begin(strategy: Strategy, task: Task, *, seed: int = 0, p: Tensor | None = None, init: str = "shared") -> Any:
     """The state before round 0. `init` is for gossip; a server has one model, and starts from the shared one."""
     p = task.weights() if p is None else p
+    if len(p) != task.n:
+        raise ValueError(f"p has {len(p)} weights but the task has {task.n} clients; give one for each")
     has_nodes = isinstance(core(strategy), GossipStrategy)
     x = first_model(task, seed, init if has_nodes or init != "independent" else "shared")
     return strategy.init(x, p, keyed.seed(seed, "strategy"))
@@ -95,7 +100,13 @@ def play(
     picked = strategy.pick(state, available, chosen)
     who, effort = row.chosen, row.effort
     if picked is not chosen:  # the strategy's own choice: does all its work unless the schedule says otherwise
-        who = picked.cpu()
+        who = picked.cpu().unique()  # ascending
+        stray = set(who.tolist()) - set(row.available.tolist())
+        if stray or len(who) < len(picked):
+            what = f"client {min(stray)}, who is not available" if stray else "a client twice"
+            raise ValueError(
+                f"round {t}: {type(strategy).__name__}.pick chose {what}; pick each once, of those available"
+            )
         share = dict(zip(row.chosen.tolist(), row.effort.tolist(), strict=True))
         effort = torch.tensor([share.get(i, 1.0) for i in who.tolist()])
     who, effort = who[effort > 0], effort[effort > 0]  # who drops out is never heard
@@ -113,6 +124,16 @@ def play(
         start = start[torch.isin(who, answer.who).to(device)]
     round = Round(t, there, start, answer.delta, answer.span, answer.loss, available, lr, told=answer.told)
     return strategy.step(state, round), round
+
+
+def finite(setting: Any, where: str) -> None:
+    """Refuses NaN and infinity among the numbers of a strategy and its parts."""
+    for field in fields(setting):
+        value = getattr(setting, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{where}: {field.name} is {value}; give a number")
+        if is_dataclass(value) and not isinstance(value, type):
+            finite(value, f"{where}, {field.name}")
 
 
 def sound(model: Tensor, round: Round) -> None:

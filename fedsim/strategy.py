@@ -49,7 +49,7 @@ class Round(NamedTuple):
     #        so delta ~ -span * mean gradient; None when clipping makes that untrue
     loss: Tensor  # [k]     mean local training loss
     available: Tensor | None = None  # [m]     clients that could have been chosen
-    lr: float = 0.0  #         local learning rate of the round; 0: unknown
+    lr: float | None = None  #         local learning rate of the round; None: unknown
     age: Tensor | None = None  # [k]     rounds since each was told (asynchrony)
     told: Mapping[str, Tensor] = {}  #         answers to `ask`, each [k] or [k, P]; never written to
 

@@ -44,8 +44,10 @@ class Present(Weights):
     """p_i / sum of p over those present: the objective's weights, renormalised."""
 
     def step(self, state: Any, round: Round) -> tuple[Tensor, Any]:
+        import torch
+
         w = state.p[round.who]
-        return w / w.sum(), state
+        return w / w.sum().clamp(min=torch.finfo(w.dtype).tiny), state  # who all weigh 0 move nothing
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,9 @@ class Interval(Weights):
     cutoff: int | None = None  # K; None: infinity
 
     def __post_init__(self) -> None:
-        if self.cutoff is not None and (self.cutoff < 1 or not math.isfinite(self.cutoff)):
-            raise ValueError(f"cutoff must be a positive number of rounds, got {self.cutoff}")
+        K = self.cutoff
+        if K is not None and (isinstance(K, bool) or not K >= 1 or math.isinf(K) or K != int(K)):
+            raise ValueError(f"cutoff must be a whole number of rounds from 1, or None for no limit, got {K}")
 
     def init(self, p: Tensor) -> Intervals:
         import torch

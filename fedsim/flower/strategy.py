@@ -111,7 +111,7 @@ class FlowerStrategy(flower.Strategy):
         self.t = 0  # rounds done
         self.absences: list[Absence] = []
         self._whole = self.strategy  # with what it left out filled in, once the clients are known
-        self._lr = 0.0
+        self._lr: float | None = None
         self._form: wire.Form | None = None
         self.p: Tensor | None = None  # [n] objective's weights, from the counts heard so far
         self._asked: Asked | None = None
@@ -259,7 +259,7 @@ class FlowerStrategy(flower.Strategy):
         if meta.get("seed") != self.seed or "clients" not in meta:
             raise ValueError(f"{self._checkpoint} is not a checkpoint of a FlowerStrategy with seed {self.seed}")
         self.roster.restore(meta["clients"])
-        self._lr, self.p = float(meta["lr"]), torch.tensor(meta["p"], dtype=torch.float64)
+        self._lr, self.p = meta["lr"], torch.tensor(meta["p"], dtype=torch.float64)
 
     def _arrived(self, arrays: ArrayRecord) -> None:
         """Arrays that are not the ones handed out last are the model from now on."""

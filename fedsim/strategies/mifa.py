@@ -35,8 +35,9 @@ class MIFA(ServerStrategy):
         return State(x, Rows(p, x))
 
     def step(self, s: State, r: Round) -> State:
-        gamma = r.lr or 1.0
-        s.G[r.who] = r.delta / gamma
+        gamma = 1.0 if r.lr is None else r.lr
+        if gamma:  # at rate 0 there is nothing to learn about anybody
+            s.G[r.who] = r.delta / gamma
         move = self.lr * gamma * s.G.mean
         if self.wait:
             move = move * s.G.seen().all()

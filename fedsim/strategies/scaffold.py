@@ -42,11 +42,15 @@ class SCAFFOLD(ServerStrategy):
         return Work(s.x.expand(len(who), -1), shift=s.c.mean - s.c[who])
 
     def step(self, s: State, r: Round) -> State:
+        import torch
+
         if r.span is None:
             raise ValueError("SCAFFOLD needs delta = -span * mean gradient, which clipping breaks: leave out `clip`")
         w, _ = Equal().step(Static(s.c.p), r)
         x = s.x + self.lr * total(w, r.delta)
-        s.c[r.who] = s.c[r.who] - s.c.mean - r.delta / r.span[:, None]
+        span = r.span[:, None]
+        change = torch.where(span > 0, -s.c.mean - r.delta / span, 0.0)  # no step taken: nothing learned
+        s.c[r.who] = s.c[r.who] + change
         return State(x, s.c)
 
     def traffic(self, s: State, r: Round) -> Traffic:

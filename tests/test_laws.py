@@ -1,0 +1,933 @@
+"""Laws: what holds for every strategy, checked for each of them, and for a near miss that must be caught.
+
+A law is a function (strategy, dtype) that raises AssertionError. A strategy for which a law does not hold by design has
+a waiver with the reason; the waived law is run all the same and has to fail, so that no waiver outlives its reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import fnmatch
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import networkx as nx
+import pytest
+import torch
+from helpers import (
+    F64,
+    Frozen,
+    Honest,
+    bernoulli,
+    close,
+    contents,
+    copied,
+    drive,
+    everyone,
+    last,
+    models,
+    round_of,
+    same,
+    uniform,
+)
+from torch import Tensor
+
+from fedsim import LocalSGD, ServerStrategy, Strategy, Work, Wrapper, mixing, strategies, weights
+from fedsim.checkpoint import load_checkpoint, save_checkpoint
+from fedsim.rows import Rows
+from fedsim.strategies import (
+    DPSGD,
+    MIFA,
+    SCAFFOLD,
+    FedAdam,
+    FedAU,
+    FedAvg,
+    FedProx,
+    FedStale,
+    FedVARP,
+    VarianceCorrection,
+)
+from fedsim.strategy import GossipStrategy, Traffic, complete
+from fedsim.task import Layout
+from fedsim.weights import Intervals, total
+
+N, P = 6, 8
+LAYOUT = Layout(("weight", "bias"), (torch.Size([2, 3]), torch.Size([2])))
+GRAPH = nx.Graph([*nx.cycle_graph(N).edges, (0, 3)])
+SHARES = torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0, 1.0], dtype=F64) / 10
+RATES = (0.9, 0.5, 0.7, 0.3, 0.8, 0.6)
+PRESENCE = [[], [0, 2], [1, 3, 4], [], [0, 5], [2, 3], [0, 1, 2, 3, 4, 5], [], [1], [0, 4, 5]]
+LOCAL = LocalSGD(lr=0.05, steps=3, batch=None)
+MOMENTUM = LocalSGD(lr=0.05, steps=3, batch=None, momentum=0.5)
+
+
+def clients(seed: int = 0) -> Honest:
+    g = torch.Generator().manual_seed(seed)
+    return Honest(torch.rand(N, P, dtype=F64, generator=g) + 0.5, 3 * torch.randn(N, P, dtype=F64, generator=g))
+
+
+CLIENTS = clients()
+
+# The table -----------------------------------------------------------------------------------------------------------
+
+
+def filled(strategy: Strategy) -> Strategy:
+    """What the builder of an experiment fills in."""
+    return complete(strategy, layout=LAYOUT, probabilities=RATES, graph=GRAPH, nodes=N)  # type: ignore[no-any-return]
+
+
+def table() -> dict[str, Strategy]:
+    """Every strategy that fedsim exports as it is built without arguments, and settings of it that matter."""
+    made = {name: getattr(strategies, name)() for name in strategies.__all__}
+    made |= {f"FedAvg {name}": FedAvg(weights=kind()) for name, kind in weights.NAMES.items()}
+    made |= {f"FedVARP {name}": FedVARP(weights=kind()) for name, kind in weights.NAMES.items()}
+    made |= {f"FedStale 0.3 {name}": FedStale(beta=0.3, weights=kind()) for name, kind in weights.NAMES.items()}
+    made |= {
+        "FedAvg lr": FedAvg(lr=0.5),
+        "FedAU K=3": FedAU(cutoff=3),
+        "FedVARP skip": FedVARP(skip_empty=True),
+        "FedStale skip": FedStale(skip_empty=True),
+        "MIFA lr": MIFA(lr=0.7),
+        "MIFA wait": MIFA(wait=True),
+        "FedProx mu=0": FedProx(mu=0.0),
+        "FedProx SCAFFOLD": FedProx(SCAFFOLD(), mu=0.1),
+        "FedProx DPSGD": FedProx(DPSGD(), mu=0.1),
+        "FedAdam corrected": FedAdam(bias_correction=True),
+        "FedAdam FedProx MIFA": FedAdam(FedProx(MIFA(), mu=0.1)),
+        "FedAdam FedAdam SCAFFOLD": FedAdam(FedAdam(SCAFFOLD())),
+        "DPSGD atc": DPSGD(order="atc"),
+        "DPSGD atc complete": DPSGD(mixing=mixing.Complete(), order="atc"),
+        "DPSGD cta complete": DPSGD(mixing=mixing.Complete()),
+        "DPSGD neighbour": DPSGD(mixing=mixing.Neighbour(), keep_momentum=False),
+        "VarianceCorrection dfl-torch": VarianceCorrection(
+            DPSGD(mixing=mixing.Neighbour(self_weight=0.0), order="atc"), preset="dfl-torch"
+        ),
+        "VarianceCorrection flocky": VarianceCorrection(DPSGD(mixing=mixing.Neighbour()), preset="flocky"),
+        "FedProx VarianceCorrection": FedProx(VarianceCorrection(), mu=0.1),
+    }
+    return {label: filled(strategy) for label, strategy in made.items()}
+
+
+TABLE = table()
+
+
+def base(strategy: Any) -> Any:
+    """What is inside all wrappers."""
+    return base(strategy.inner) if isinstance(strategy, Wrapper) else strategy
+
+
+def start(strategy: Strategy, dtype: torch.dtype, shared: bool = False) -> Tensor:
+    """A first model [P]; in gossip one for each node [n, P] unless shared."""
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(N, P, dtype=F64, generator=g).to(dtype)
+    return x.clone() if isinstance(base(strategy), GossipStrategy) and not shared else x[0].clone()
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    return 1e-12 if dtype == F64 else 2e-5
+
+
+def settings(strategy: Strategy, dtype: torch.dtype, **more: Any) -> dict[str, Any]:
+    return {"n": N, "p": SHARES, "x": start(strategy, dtype), "local": LOCAL} | more
+
+
+def momentum(strategy: Strategy) -> LocalSGD:
+    return MOMENTUM if isinstance(base(strategy), GossipStrategy) else LOCAL
+
+
+# The laws ------------------------------------------------------------------------------------------------------------
+
+
+def is_well_formed(strategy: Strategy, dtype: torch.dtype) -> None:
+    """A frozen dataclass built without arguments, whose state is a NamedTuple with a field x that it starts from."""
+    assert dataclasses.is_dataclass(strategy)
+    assert type(strategy).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert type(strategy)() == type(strategy)()
+    hash(strategy)
+    x = start(strategy, dtype)
+    state = strategy.init(x.clone(), SHARES)
+    assert isinstance(state, tuple)
+    assert hasattr(state, "_fields")
+    assert "x" in state._fields
+    assert torch.equal(state.x, x)
+    assert strategy.model(state).shape == x.shape
+
+
+def everyone_is_fedavg(strategy: Strategy, dtype: torch.dtype) -> None:
+    """With everyone present and equal weights, every round is x <- x + 1/n Σ Δ_i."""
+    x = start(strategy, dtype, shared=True)
+    strategy = changed(strategy, "probabilities", lambda _: (1.0,) * N)  # who knows them knows that all are present
+    got = models(strategy, CLIENTS, everyone(N, 5), n=N, x=x.clone(), local=LOCAL)
+    for model in got:
+        work = Work(x.expand(N, -1))
+        x = x + CLIENTS(None, torch.arange(N), work, torch.empty(0), LOCAL).delta.mean(0)
+        close(model, x.expand_as(model), tolerance(dtype))
+
+
+def beta_0_is_fedavg(strategy: Strategy, dtype: torch.dtype) -> None:
+    """Without stale updates it is FedAvg with the same weights."""
+    assert hasattr(strategy, "beta"), "has no β"
+    assert hasattr(strategy, "weights"), "has no weights"
+    fresh, plain = dataclasses.replace(strategy, beta=0.0), FedAvg(weights=strategy.weights)  # type: ignore[type-var]
+    run = settings(strategy, dtype)
+    close(models(fresh, CLIENTS, PRESENCE, **run), models(plain, CLIENTS, PRESENCE, **run), tolerance(dtype))
+
+
+def beta_1_is_mifa(strategy: Strategy, dtype: torch.dtype) -> None:
+    """With β = 1 and the weights `all` it is MIFA."""
+    assert not isinstance(base(strategy), GossipStrategy), "has no server"
+    here = {field.name for field in dataclasses.fields(strategy)}  # type: ignore[arg-type]
+    change = {k: v for k, v in {"beta": 1.0, "weights": weights.All()}.items() if k in here}
+    stale = dataclasses.replace(strategy, **change)  # type: ignore[type-var]
+    run = settings(strategy, dtype)
+    mifa = models(MIFA(lr=getattr(strategy, "lr", 1.0)), CLIENTS, PRESENCE, **run)
+    close(models(stale, CLIENTS, PRESENCE, **run), mifa, tolerance(dtype))
+
+
+def claim(strategy: Any) -> tuple[float, weights.Weights] | None:
+    """β and weights of the general rule that a strategy is said to be."""
+    if isinstance(strategy, MIFA) and not strategy.wait:
+        return 1.0, weights.All()
+    if isinstance(strategy, FedAU):
+        return 0.0, weights.Interval(strategy.cutoff)
+    if isinstance(strategy, FedAvg | FedVARP | FedStale):
+        return {FedAvg: 0.0, FedVARP: 1.0}.get(type(strategy), getattr(strategy, "beta", 0.0)), strategy.weights
+    return getattr(strategy, "claim", None)
+
+
+def is_the_general_rule(strategy: Any, dtype: torch.dtype) -> None:
+    """Every paper's file equals the one rule of specs/participation.md §0.3, and FedStale with that β and weights."""
+    claimed = claim(strategy)
+    assert claimed is not None, "is no case of the rule"
+    beta, kind = claimed
+    skip = getattr(strategy, "skip_empty", False)
+    run = settings(strategy, dtype)
+    got = models(strategy, CLIENTS, PRESENCE, **run)
+    one = FedStale(lr=strategy.lr, beta=beta, weights=kind, skip_empty=skip)
+    close(got, models(one, CLIENTS, PRESENCE, **run), tolerance(dtype))
+
+    x, p, h, seen = run["x"], SHARES.to(dtype), torch.zeros(N, P, dtype=dtype), kind.init(SHARES)
+    for t, who in enumerate(PRESENCE):
+        work = Work(x.expand(len(who), -1))
+        delta = CLIENTS(None, torch.tensor(who, dtype=torch.int64), work, torch.empty(0), LOCAL).delta
+        w, seen = kind.step(seen, round_of(t, who, delta))
+        move = beta * sum(p[i] * h[i] for i in range(N))
+        for i, w_i, d in zip(who, w.to(dtype), delta, strict=True):
+            move = move + w_i * (d - beta * h[i])
+        if who or not skip:
+            x = x + strategy.lr * move
+        for i, d in zip(who, delta, strict=True):
+            h[i] = d
+        close(got[t], x, tolerance(dtype))
+
+
+def relabelling_clients_relabels_the_state(strategy: Strategy, dtype: torch.dtype) -> None:
+    """Client numbers mean nothing: numbered otherwise, everything per client moves along and the rest stays."""
+    to = torch.tensor([3, 5, 0, 4, 1, 2])
+    there = torch.argsort(to)
+    x = start(strategy, dtype)
+    other = {"n": N, "local": momentum(strategy)}
+    one = drive(strategy, CLIENTS, PRESENCE, x=x.clone(), p=SHARES, **other)
+    two = drive(
+        relabelled(strategy, to.tolist()),
+        Honest(CLIENTS.a[there], CLIENTS.b[there]),
+        [[int(to[i]) for i in who] for who in PRESENCE],
+        x=x[there] if x.ndim == 2 else x.clone(),
+        p=SHARES[there],
+        **other,
+    )
+    for (a, _), (b, _) in zip(one, two, strict=True):
+        moved = {k: v[to] if isinstance(v, Tensor) and v.ndim and len(v) == N else v for k, v in contents(b).items()}
+        close(contents(a), moved, tolerance(dtype))
+
+
+def relabelled(strategy: Strategy, to: list[int]) -> Strategy:
+    """A strategy whose own knowledge of clients is about the same clients under their new numbers."""
+    strategy = changed(strategy, "graph", lambda graph: nx.relabel_nodes(graph, dict(enumerate(to))))
+    return changed(strategy, "probabilities", lambda pi: tuple(pi[to.index(i)] for i in range(N)))  # type: ignore[no-any-return]
+
+
+def changed(setting: Any, name: str, rule: Callable[[Any], Any]) -> Any:
+    """A strategy whose settings of that name, at any depth, follow a rule."""
+    change: dict[str, Any] = {}
+    for field in dataclasses.fields(setting):
+        value = getattr(setting, field.name)
+        if field.name == name and value is not None:
+            change[name] = rule(value)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, Layout):
+            change[field.name] = changed(value, name, rule)
+    return dataclasses.replace(setting, **change) if change else setting
+
+
+def absent_clients_data_do_not_matter(strategy: Any, dtype: torch.dtype) -> None:
+    """A round is the same whatever the data of those who are absent, NaN included; and an absent node keeps its model
+    bit for bit, which nobody else feels."""
+    run = settings(strategy, dtype, local=momentum(strategy))
+    state = strategy.init(run.pop("x"), SHARES, 7)
+    for t, who in enumerate(PRESENCE):
+        gone = [i for i in range(N) if i not in who]
+        a, b = CLIENTS.a.clone(), CLIENTS.b.clone()
+        a[gone], b[gone] = 17.0, float("nan")
+        before = state
+        ((other, _),) = drive(watching(strategy, b), Honest(a, b), PRESENCE[: t + 1], state=copied(before), t=t, **run)
+        ((state, _),) = drive(
+            watching(strategy, CLIENTS.b), CLIENTS, PRESENCE[: t + 1], state=copied(before), t=t, **run
+        )
+        same(state, other)
+        if state.x.ndim == 2:
+            assert torch.equal(state.x[gone], before.x[gone])
+            broken = copied(before)
+            broken.x[gone] = float("nan")
+            ((other, _),) = drive(strategy, CLIENTS, PRESENCE[: t + 1], state=broken, t=t, **run)
+            assert torch.equal(other.x[who], state.x[who])
+            assert other.x[gone].isnan().all()
+
+
+def watching(strategy: Any, data: Tensor) -> Any:
+    """A saboteur that looks into the clients' data is shown them; nobody else can."""
+    return dataclasses.replace(strategy, data=data) if hasattr(strategy, "data") else strategy
+
+
+@dataclasses.dataclass(frozen=True)
+class Deaf:
+    """An engine that loses the answers of some clients."""
+
+    lost: tuple[int, ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        answer = CLIENTS(*args, **kwargs)
+        keep = torch.tensor([i not in self.lost for i in answer.who.tolist()], dtype=torch.bool)
+        parts = {name: getattr(answer, name)[keep] for name in ("who", "delta", "span", "loss")}
+        return answer._replace(**parts, told={name: value[keep] for name, value in answer.told.items()})
+
+
+def who_does_not_answer_was_absent(strategy: Strategy, dtype: torch.dtype) -> None:
+    """Being asked means nothing: a client whose answer is lost, or everybody's, might as well not have been there."""
+    lost = (1, 4)
+    heard = [[i for i in who if i not in lost] for who in PRESENCE]
+    assert any(who and not rest for who, rest in zip(PRESENCE, heard, strict=True))
+    run = settings(strategy, dtype, local=momentum(strategy))
+    x = run.pop("x")
+    deaf = drive(strategy, Deaf(lost), PRESENCE, x=x.clone(), **run)
+    absent = drive(strategy, CLIENTS, heard, x=x.clone(), **run)
+    for (a, r), (b, q) in zip(deaf, absent, strict=True):
+        assert torch.equal(r.who, q.who)
+        assert torch.equal(r.start, q.start)
+        same(a, b)
+
+
+def empty_move(strategy: Any, state: Any) -> Tensor | float | None:
+    """What the mathematics says x moves by when nobody is present; None: not known."""
+    if isinstance(strategy, FedAdam):
+        inner = empty_move(strategy.inner, state.inner)
+        assert inner is not None
+        m = strategy.beta1 * state.m + (1 - strategy.beta1) * inner
+        v = strategy.beta2 * state.v + (1 - strategy.beta2) * inner**2
+        t, lr = state.steps + 2, strategy.lr
+        if strategy.bias_correction:
+            lr = lr * (1 - strategy.beta2**t) ** 0.5 / (1 - strategy.beta1**t)
+        return lr * m / (v**0.5 + strategy.tau)
+    if isinstance(strategy, Wrapper):
+        return empty_move(strategy.inner, state.inner)
+    if isinstance(strategy, MIFA):
+        waits = strategy.wait and not state.G.seen().all()
+        gamma = LOCAL.lr
+        return 0.0 if waits else strategy.lr * gamma * (SHARES.to(state.x.dtype) @ state.G.dense())
+    beta, _ = claim(strategy) or (0.0, None)
+    if not beta or getattr(strategy, "skip_empty", False):
+        return 0.0
+    return strategy.lr * beta * (SHARES.to(state.x.dtype) @ state.h.dense())  # type: ignore[no-any-return]
+
+
+def an_empty_round_survives(strategy: Strategy, dtype: torch.dtype) -> None:
+    """When nobody is present nothing breaks, and x moves by the stale term alone."""
+    run = settings(strategy, dtype)
+    state = strategy.init(run.pop("x"), SHARES, 7)
+    for t, who in enumerate(PRESENCE):
+        before = copied(state)
+        ((state, _),) = drive(strategy, CLIENTS, PRESENCE[: t + 1], state=state, t=t, **run)
+        for name, value in contents(state).items():
+            assert not isinstance(value, Tensor) or value.isfinite().all(), name
+        assert strategy.model(state).shape == before.x.shape
+        if not who:
+            close(state.x, before.x + empty_move(strategy, before), tolerance(dtype))
+            tables = {k: v for k, v in contents(before).items() if k.endswith((".rows", ".seen"))}
+            same(tables, {k: contents(state)[k] for k in tables})
+
+
+class Watched:
+    """An engine that keeps what it answered, and a copy."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Any, Any]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        answer = CLIENTS(*args, **kwargs)
+        told = {name: value.clone() for name, value in answer.told.items()}
+        kept = answer._replace(**{k: getattr(answer, k).clone() for k in ("who", "delta", "span", "loss")}, told=told)
+        self.given.append((answer, kept))
+        return answer
+
+
+def donation_is_safe(strategy: Strategy, dtype: torch.dtype) -> None:
+    """Run again on copies of all it is given it does the same, and it writes to nothing but its state: not to the
+    answers, not to p, not to the model that the caller started it with."""
+    x, p, engine = start(strategy, dtype), SHARES.clone(), Watched()
+    run = {"n": N, "local": momentum(strategy)}
+    donated = drive(strategy, engine, PRESENCE, x=x, p=p, **run)
+    cloned = drive(strategy, CLIENTS, PRESENCE, x=x.clone(), p=p.clone(), before=copied, **run)
+    for (a, round), (b, other) in zip(donated, cloned, strict=True):
+        same(a, b)
+        assert torch.equal(round.delta, other.delta)
+        assert torch.equal(round.who, other.who)
+    for answer, kept in engine.given:
+        for name in ("who", "delta", "span", "loss"):
+            assert torch.equal(getattr(answer, name), getattr(kept, name)), name
+        for name in kept.told:
+            assert torch.equal(answer.told[name], kept.told[name]), name
+    assert torch.equal(x, start(strategy, dtype))
+    assert torch.equal(p, SHARES)
+
+
+def all_memory_is_in_the_state(strategy: Strategy, dtype: torch.dtype) -> None:
+    """Two runs by turns on one strategy are the two runs one after the other: nothing hides in the object."""
+    run = settings(strategy, dtype, local=momentum(strategy))
+    x = run.pop("x")
+    pristine = copy.deepcopy(strategy)
+    others = bernoulli(0.5, N, len(PRESENCE), seed=3)
+    both = [drive(strategy, CLIENTS, who, x=x.clone(), **run) for who in (PRESENCE, others)]
+    mixed = [[contents(next(one)[0]) for one in both] for _ in PRESENCE]
+    for j, who in enumerate((PRESENCE, others)):
+        alone = drive(copy.deepcopy(pristine), CLIENTS, who, x=x.clone(), **run)
+        for t, (state, _) in enumerate(alone):
+            same(mixed[t][j], contents(state))
+
+
+def state_serialises_and_resumes(strategy: Strategy, dtype: torch.dtype) -> None:
+    """Saved after any round and loaded into a fresh state, the run goes on bit for bit."""
+    run = settings(strategy, dtype, local=momentum(strategy))
+    straight = [contents(s) for s, _ in drive(strategy, CLIENTS, PRESENCE, **settings(strategy, dtype) | run)]
+    run.pop("x")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.safetensors"
+        for t in (0, 1, 4, 7):
+            state = strategy.init(start(strategy, dtype), SHARES, 7)
+            if t:
+                state = last(strategy, CLIENTS, PRESENCE[:t], state=state, **run)
+            save_checkpoint(path, state, t)
+            del state
+            fresh = strategy.init(torch.zeros_like(start(strategy, dtype)), SHARES, 7)
+            state, begin, _ = load_checkpoint(path, fresh)
+            assert begin == t
+            rest = drive(strategy, CLIENTS, PRESENCE, state=state, t=t, **run)
+            for s, (now, _) in enumerate(rest, t):
+                same(straight[s], contents(now))
+
+
+def keeps_its_precision(strategy: Strategy, dtype: torch.dtype) -> None:
+    """Everything of the size of a model stays in the model's precision; both precisions tell the same story."""
+    for state, round in drive(strategy, CLIENTS, PRESENCE, **settings(strategy, dtype)):
+        work = strategy.send(state, round.who)
+        for name, value in {**contents(state), "model": strategy.model(state), "start": work.start}.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape[-1] == P:
+                assert value.dtype == dtype, name
+        if isinstance(work.shift, Tensor):
+            assert work.shift.dtype == dtype
+    fine = last(strategy, CLIENTS, PRESENCE, **settings(strategy, F64))
+    torch.testing.assert_close(state.x.double(), fine.x, rtol=1e-3, atol=1e-3)
+
+
+def a_wrapper_around_it_changes_nothing(strategy: Strategy, dtype: torch.dtype) -> None:
+    """Inside two wrappers that do nothing it is what it was; and where x of the state is changed, as a wrapper does,
+    that is where the clients start and what is evaluated."""
+    wrapped = Wrapper(Wrapper(strategy))
+    run = settings(strategy, dtype, local=momentum(strategy))
+    x = run.pop("x")
+    inner = drive(strategy, CLIENTS, PRESENCE, x=x.clone(), **run)
+    outer = drive(wrapped, CLIENTS, PRESENCE, x=x.clone(), **run)
+    for (a, r), (b, s) in zip(inner, outer, strict=True):
+        same(a, b.inner.inner)
+        assert torch.equal(a.x, b.x)
+        assert torch.equal(strategy.model(a), wrapped.model(b))
+        assert strategy.traffic(a, r) == wrapped.traffic(b, s)
+    moved = a._replace(x=a.x + 1)
+    who = torch.tensor([0, 4])
+    there = moved.x[who] if moved.x.ndim == 2 else moved.x.expand(2, -1)
+    assert torch.equal(strategy.send(moved, who).start, there)
+    assert torch.equal(strategy.model(moved), moved.x)
+    still = Frozen(torch.zeros(N, P, dtype=dtype))
+    shared = {"n": N, "local": LOCAL}
+    plain = last(strategy, still, [[0, 4]], state=copied(a), **shared)
+    moved = last(strategy, still, [[0, 4]], state=copied(moved), **shared)
+    torch.testing.assert_close(moved.x, plain.x + 1, rtol=1e-5, atol=1e-5)  # the averages of moved models are moved
+
+
+def traffic_counts_what_is_sent(strategy: Strategy, dtype: torch.dtype) -> None:
+    """Whole numbers of bits; nobody present costs nothing; a server pays for everyone present, a node for every
+    present neighbour."""
+    word = torch.finfo(dtype).bits * P
+    complete = isinstance(base(strategy), DPSGD) and isinstance(base(strategy).mixing, mixing.Complete)
+    for state, round in drive(strategy, CLIENTS, PRESENCE, **settings(strategy, dtype)):
+        who = round.who.tolist()
+        traffic = strategy.traffic(state, round)
+        assert isinstance(traffic, Traffic)
+        assert all(isinstance(bits, int) and bits >= 0 for bits in traffic)
+        if state.x.ndim == 1:
+            assert traffic.up >= len(who) * word
+            assert traffic.up % word == traffic.down % word == 0
+            assert bool(traffic.down) == bool(who)
+        else:
+            links = [(i, j) for i in who for j in who if i < j and (complete or GRAPH.has_edge(i, j))]
+            assert traffic == Traffic(2 * len(links) * word, 0)
+        if not who:
+            assert traffic == Traffic(0, 0)
+
+
+Law = Callable[[Any, torch.dtype], None]
+LAWS: tuple[Law, ...] = (
+    is_well_formed,
+    everyone_is_fedavg,
+    beta_0_is_fedavg,
+    beta_1_is_mifa,
+    is_the_general_rule,
+    relabelling_clients_relabels_the_state,
+    absent_clients_data_do_not_matter,
+    who_does_not_answer_was_absent,
+    an_empty_round_survives,
+    donation_is_safe,
+    all_memory_is_in_the_state,
+    state_serialises_and_resumes,
+    keeps_its_precision,
+    a_wrapper_around_it_changes_nothing,
+    traffic_counts_what_is_sent,
+)
+
+# also in float32: the others have nothing to do with precision
+BOTH = (
+    is_well_formed,
+    everyone_is_fedavg,
+    state_serialises_and_resumes,
+    keeps_its_precision,
+    traffic_counts_what_is_sent,
+)
+
+# law, which strategies, why it does not hold for them
+ADAM = "the server takes Adam's step, not FedAvg's"
+PULL = "μ > 0 pulls the local steps; with μ = 0 the law holds"
+DRIFT = "corrects the local steps by control variates from the second round on"
+LOCALLY = "averages with the neighbours only; on the complete graph, atc, the law holds"
+RESCALED = "rescales the layers after averaging"
+WAIVED: tuple[tuple[Law, str, str], ...] = (
+    (everyone_is_fedavg, "FedAdam*", ADAM),
+    (everyone_is_fedavg, "FedProx", PULL),
+    (everyone_is_fedavg, "FedProx SCAFFOLD", DRIFT),
+    (everyone_is_fedavg, "SCAFFOLD", DRIFT),
+    (everyone_is_fedavg, "FedProx DPSGD", LOCALLY),
+    (everyone_is_fedavg, "DPSGD", LOCALLY),
+    (everyone_is_fedavg, "DPSGD atc", LOCALLY),
+    (everyone_is_fedavg, "DPSGD neighbour", LOCALLY),
+    (everyone_is_fedavg, "DPSGD cta complete", "a node's move is not shared until the next round"),
+    (everyone_is_fedavg, "*VarianceCorrection*", RESCALED),
+    (everyone_is_fedavg, "FedAvg lr", "the server's learning rate is not 1"),
+    (everyone_is_fedavg, "MIFA lr", "the server's learning rate is not 1"),
+    *(
+        (law, pattern, reason)
+        for law in (beta_0_is_fedavg, beta_1_is_mifa, is_the_general_rule)
+        for pattern, reason in (
+            ("FedAdam*", ADAM),
+            ("FedProx", PULL if law is beta_1_is_mifa else "changes the local steps, not the rule"),
+            ("FedProx ?*", "changes the local steps, not the rule"),
+            ("SCAFFOLD", "keeps gradients, not updates: no case of the rule"),
+            ("*DPSGD*", "has no server"),
+            ("VarianceCorrection*", "has no server"),
+            ("MIFA wait", "waits until all were heard, as the authors' default trainer does"),
+        )
+    ),
+    (beta_0_is_fedavg, "FedAvg*", "has no β: it is the right-hand side"),
+    (beta_0_is_fedavg, "FedAU*", "has no β: it is 0, see is_the_general_rule"),
+    (beta_0_is_fedavg, "FedVARP*", "has no β: it is 1, see is_the_general_rule"),
+    (beta_0_is_fedavg, "MIFA*", "has no β: it is 1, see is_the_general_rule"),
+    (beta_1_is_mifa, "FedAvg*", "has no β: it is 0, see is_the_general_rule"),
+    (beta_1_is_mifa, "FedAU*", "has no β: it is 0, see is_the_general_rule"),
+    (beta_1_is_mifa, "* skip", "skips empty rounds as released code does; MIFA moves in them"),
+)
+
+
+def waiver(law: Law, label: str) -> str | None:
+    return next((why for waived, which, why in WAIVED if waived is law and fnmatch.fnmatchcase(label, which)), None)
+
+
+def names(values: Any) -> list[str]:
+    return [value.__name__ for value in values]
+
+
+@pytest.mark.parametrize("label", TABLE)
+@pytest.mark.parametrize("law", LAWS, ids=names(LAWS))
+def test_law(law: Law, label: str) -> None:
+    why = waiver(law, label)
+    if why is not None:
+        with pytest.raises(AssertionError):
+            law(TABLE[label], F64)
+        pytest.skip(f"waived: {why}")
+    for dtype in (F64, torch.float32) if law in BOTH else (F64,):
+        law(TABLE[label], dtype)
+
+
+def test_the_table_holds_every_strategy_and_no_waiver_is_left_over() -> None:
+    assert set(strategies.__all__) <= set(TABLE)
+    assert set(strategies.NAMES) == set(strategies.__all__)
+    for law, pattern, _ in WAIVED:
+        assert fnmatch.filter(TABLE, pattern), (law.__name__, pattern)
+
+
+# Every law must be able to fail --------------------------------------------------------------------------------------
+
+
+class Plain(NamedTuple):
+    x: Tensor
+
+
+class Memory(NamedTuple):
+    x: Tensor
+    h: Rows
+
+
+class Clock(NamedTuple):
+    x: Tensor
+    intervals: Intervals
+
+
+@dataclasses.dataclass(frozen=True)
+class Simple(ServerStrategy):
+    """FedAvg with equal weights, right: what most near misses are nearly."""
+
+    lr: float = 1.0
+    claim: ClassVar[Any] = (0.0, weights.Equal())
+
+    def init(self, x: Tensor, p: Tensor, key: int = 0) -> Any:
+        return Plain(x)
+
+    def step(self, s: Any, r: Any) -> Any:
+        return s._replace(x=s.x + r.delta.sum(0) / max(len(r.who), 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class DividesByPresent(Simple):
+    """FedAU that divides by |S| instead of n."""
+
+    claim: ClassVar[Any] = (0.0, weights.Interval())
+
+    def init(self, x: Tensor, p: Tensor, key: int = 0) -> Any:
+        return Clock(x, weights.Interval().init(p))
+
+    def step(self, s: Any, r: Any) -> Any:
+        w, intervals = weights.Interval().step(s.intervals, r)
+        return Clock(s.x + total(w / SHARES[r.who] / max(len(r.who), 1), r.delta), intervals)
+
+
+@dataclasses.dataclass(frozen=True)
+class KnowsThePresent(DividesByPresent):
+    """FedAU whose weights have already seen the round they are used in."""
+
+    def step(self, s: Any, r: Any) -> Any:
+        _, intervals = weights.Interval().step(s.intervals, r)
+        return Clock(s.x + total((intervals.p * intervals.omega)[r.who], r.delta), intervals)
+
+
+@dataclasses.dataclass(frozen=True)
+class IntervalTooLong(DividesByPresent):
+    """FedAU whose first interval is one round too long."""
+
+    def init(self, x: Tensor, p: Tensor, key: int = 0) -> Any:
+        intervals = weights.Interval().init(p)
+        return Clock(x, intervals._replace(S=intervals.S + 1))
+
+    def step(self, s: Any, r: Any) -> Any:
+        w, intervals = weights.Interval().step(s.intervals, r)
+        return Clock(s.x + total(w, r.delta), intervals)
+
+
+@dataclasses.dataclass(frozen=True)
+class OldMemory(Simple):
+    """MIFA that averages before it has remembered the new updates."""
+
+    claim: ClassVar[Any] = (1.0, weights.All())
+
+    def init(self, x: Tensor, p: Tensor, key: int = 0) -> Any:
+        return Memory(x, Rows(p, x))
+
+    def step(self, s: Any, r: Any) -> Any:
+        x = s.x + s.h.mean
+        s.h[r.who] = r.delta
+        return Memory(x, s.h)
+
+
+@dataclasses.dataclass(frozen=True)
+class WrongSign(OldMemory):
+    """FedStale with the stale term's sign turned."""
+
+    beta: float = 0.5
+    weights: weights.Weights = weights.Equal()
+    sign: ClassVar[float] = -1.0
+
+    @property
+    def claim(self) -> Any:  # type: ignore[override]
+        return self.beta, self.weights
+
+    def step(self, s: Any, r: Any) -> Any:
+        w, _ = self.weights.step(weights.Static(s.h.p), r)
+        stale = s.h.mean - total(w, s.h[r.who])
+        x = s.x + total(w, r.delta) + self.sign * self.beta * stale
+        s.h[r.who] = r.delta
+        return Memory(x, s.h)
+
+
+@dataclasses.dataclass(frozen=True)
+class StaleAnyway(WrongSign):
+    """FedStale that forgets to multiply by β."""
+
+    def step(self, s: Any, r: Any) -> Any:
+        return dataclasses.replace(WrongSign(), beta=-1.0, weights=self.weights).step(s, r)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgetsTheNew(WrongSign):
+    """FedVARP that remembers only the first update of every client."""
+
+    sign: ClassVar[float] = 1.0
+
+    def step(self, s: Any, r: Any) -> Any:
+        known = s.h.seen(r.who)[:, None]
+        keep = torch.where(known, s.h[r.who], r.delta)
+        state = WrongSign.step(self, s, r)
+        state.h[r.who] = keep
+        return state
+
+
+@dataclasses.dataclass(frozen=True)
+class CountsByNumber(Simple):
+    """Clients with higher numbers count more."""
+
+    def step(self, s: Any, r: Any) -> Any:
+        w = (r.who + 1).to(s.x.dtype)
+        return Plain(s.x + total(w / w.sum(), r.delta))
+
+
+@dataclasses.dataclass(frozen=True)
+class Peeks(Simple):
+    """Looks at the data of clients that are absent."""
+
+    data: Tensor | None = None
+
+    def step(self, s: Any, r: Any) -> Any:
+        return Plain(s.x + r.delta.sum(0) + 0.01 * self.data.mean(0).to(s.x.dtype))  # type: ignore[union-attr]
+
+
+class Asked(NamedTuple):
+    x: Tensor
+    times: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class CountsTheAsked(Simple):
+    """Takes being asked for having been there."""
+
+    def init(self, x: Tensor, p: Tensor, key: int = 0) -> Any:
+        return Asked(x, torch.zeros(N))
+
+    def pick(self, state: Any, available: Tensor, chosen: Tensor) -> Tensor:
+        state.times[chosen] += 1
+        return chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanOfNobody(Simple):
+    """Divides by the number present, whatever it is."""
+
+    def step(self, s: Any, r: Any) -> Any:
+        return Plain(s.x + r.delta.mean(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class StandsStill(OldMemory):
+    """FedVARP that does nothing in an empty round without saying so."""
+
+    claim: ClassVar[Any] = (1.0, weights.Equal())
+
+    def step(self, s: Any, r: Any) -> Any:
+        return FedVARP(skip_empty=True).step(Known(s.x, s.h, weights.Static(s.h.p)), r)
+
+
+class Known(NamedTuple):
+    x: Tensor
+    h: Rows
+    weights: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class WritesAnswers(Simple):
+    """Scales the clients' answers where they lie."""
+
+    def step(self, s: Any, r: Any) -> Any:
+        r.delta.mul_(1.0 / max(len(r.who), 1))
+        return Plain(s.x + r.delta.sum(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class WritesTheStart(Simple):
+    """Moves the very model it was started with."""
+
+    def step(self, s: Any, r: Any) -> Any:
+        s.x.add_(r.delta.sum(0))
+        return s
+
+
+class Twice(NamedTuple):
+    x: Tensor
+    y: Tensor  # meant to be x of the last round
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepsAView(Simple):
+    """Writes into x while another field of its state is the same memory."""
+
+    def init(self, x: Tensor, p: Tensor, key: int = 0) -> Any:
+        x = x.clone()
+        return Twice(x, x)
+
+    def step(self, s: Any, r: Any) -> Any:
+        return Twice(s.x.add_(r.delta.sum(0) + 0.1 * s.y), s.y)
+
+
+@dataclasses.dataclass(frozen=True)
+class HidesMemory(Simple):
+    """Keeps the last move in itself."""
+
+    cache: dict[str, Tensor] = dataclasses.field(default_factory=dict, compare=False)
+
+    def step(self, s: Any, r: Any) -> Any:
+        move = r.delta.sum(0) + 0.5 * self.cache.get("move", 0.0)
+        self.cache["move"] = move
+        return Plain(s.x + move)
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawsFromAStream(Simple):
+    """Takes its noise from torch's global stream."""
+
+    def step(self, s: Any, r: Any) -> Any:
+        return Plain(s.x + torch.rand(P, dtype=s.x.dtype))
+
+
+class Wide(NamedTuple):
+    x: Tensor
+    sum: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowsPrecise(Simple):
+    """Accumulates in float64 whatever the model is."""
+
+    def step(self, s: Any, r: Any) -> Any:
+        return Plain(s.x.double() + r.delta.double().sum(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnX(Wrapper):
+    """A wrapper whose inner strategy goes on from its own x instead of the truth."""
+
+    inner: Strategy = FedAvg()
+
+    def within(self, state: Any) -> Any:
+        return state.inner
+
+
+class Nameless(NamedTuple):
+    model: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class WithoutX(Simple):
+    """A state without x."""
+
+    def init(self, x: Tensor, p: Tensor, key: int = 0) -> Any:
+        return Nameless(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgetsTheEmpty(Simple):
+    """Bills every round for all clients."""
+
+    def traffic(self, state: Any, round: Any) -> Traffic:
+        return Traffic(N * P * 64, N * P * 64)
+
+
+SABOTAGE: tuple[tuple[Law, Strategy], ...] = (
+    (is_well_formed, WithoutX()),
+    (everyone_is_fedavg, OldMemory()),
+    (everyone_is_fedavg, IntervalTooLong()),
+    (everyone_is_fedavg, CountsByNumber()),
+    (beta_0_is_fedavg, StaleAnyway()),
+    (beta_1_is_mifa, WrongSign()),
+    (beta_1_is_mifa, ForgetsTheNew()),
+    (beta_1_is_mifa, OldMemory()),
+    (is_the_general_rule, DividesByPresent()),
+    (is_the_general_rule, KnowsThePresent()),
+    (is_the_general_rule, IntervalTooLong()),
+    (is_the_general_rule, OldMemory()),
+    (is_the_general_rule, WrongSign()),
+    (is_the_general_rule, ForgetsTheNew()),
+    (is_the_general_rule, StaleAnyway()),
+    (relabelling_clients_relabels_the_state, CountsByNumber()),
+    (absent_clients_data_do_not_matter, Peeks()),
+    (who_does_not_answer_was_absent, CountsTheAsked()),
+    (an_empty_round_survives, MeanOfNobody()),
+    (an_empty_round_survives, StandsStill()),
+    (donation_is_safe, WritesAnswers()),
+    (donation_is_safe, WritesTheStart()),
+    (donation_is_safe, KeepsAView()),
+    (all_memory_is_in_the_state, HidesMemory()),
+    (all_memory_is_in_the_state, DrawsFromAStream()),
+    (state_serialises_and_resumes, HidesMemory()),
+    (state_serialises_and_resumes, DrawsFromAStream()),
+    (keeps_its_precision, GrowsPrecise()),
+    (a_wrapper_around_it_changes_nothing, OwnX()),
+    (traffic_counts_what_is_sent, ForgetsTheEmpty()),
+)
+
+
+@pytest.mark.parametrize(("law", "saboteur"), SABOTAGE, ids=[f"{a.__name__}-{type(b).__name__}" for a, b in SABOTAGE])
+def test_law_catches_a_near_miss(law: Law, saboteur: Strategy) -> None:
+    with pytest.raises(AssertionError):
+        law(saboteur, torch.float32)
+
+
+def test_every_law_can_fail() -> None:
+    assert {law for law, _ in SABOTAGE} == set(LAWS)
+
+
+WITHOUT_BETA = [law for law in LAWS if law not in (beta_0_is_fedavg, beta_1_is_mifa)]
+
+
+@pytest.mark.parametrize("law", WITHOUT_BETA, ids=names(WITHOUT_BETA))
+def test_a_correct_strategy_of_a_user_passes(law: Law) -> None:
+    """So that the near misses fail for what they miss, not for being written here."""
+    law(Simple(), F64)
+
+
+def test_a_correct_memory_passes_where_its_near_misses_fail() -> None:
+    """Likewise for those with a memory."""
+
+    @dataclasses.dataclass(frozen=True)
+    class RightSign(WrongSign):
+        sign: ClassVar[float] = 1.0
+
+    for law in (beta_0_is_fedavg, beta_1_is_mifa, is_the_general_rule, everyone_is_fedavg, an_empty_round_survives):
+        law(RightSign(), F64)
+
+
+def test_equal_weights_are_uniform() -> None:
+    assert torch.equal(uniform(4), torch.full((4,), 0.25, dtype=F64))
