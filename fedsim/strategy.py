@@ -180,8 +180,8 @@ class Wrapper(Strategy):
         return self.inner.traffic(self.within(state), round)
 
 
-def core(strategy: Strategy) -> Strategy:
-    """The strategy inside all wrappers."""
+def core(strategy: Any) -> Any:
+    """The strategy inside all wrappers; what is not of ours is itself."""
     while isinstance(strategy, Wrapper):
         strategy = strategy.inner
     return strategy

@@ -120,7 +120,13 @@ def round_of(t: int, who: Sequence[int], delta: Tensor, lr: float | None = None,
     k = len(who)
     start = torch.zeros_like(delta) if start is None else start
     return Round(
-        t, torch.tensor(who, dtype=torch.int64), start, delta, delta.new_full((k,), lr or 0.0), delta.new_zeros(k), lr=lr
+        t,
+        torch.tensor(who, dtype=torch.int64),
+        start,
+        delta,
+        delta.new_full((k,), lr or 0.0),
+        delta.new_zeros(k),
+        lr=lr,
     )
 
 

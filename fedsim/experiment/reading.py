@@ -1,0 +1,254 @@
+"""From a TOML file to an `Experiment`: what is wrong with it is said here, in one line, before torch is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsim import resolve
+from fedsim.experiment import bundled
+from fedsim.experiment.overrides import override
+from fedsim.experiment.settings import Mistake, Place, build, instance, make, member, names, settings_of, show
+from fedsim.experiment.tables import Entry, Experiment, RunTable, TaskTable, Topology
+from fedsim.local import LocalSGD
+from fedsim.mixing import Mixing
+from fedsim.participation import Everyone, Participation
+from fedsim.strategy import GossipStrategy, Strategy, core
+
+KEYS = ("name", "base", "task", "participation", "local", "strategy", "run")
+ENTRY_KEYS = ("name", "label", "local", "topology")
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
+    """The experiment in a TOML file, with overrides such as "run.rounds=50" or "strategy.0.lr=0.5".
+
+    Raises FileNotFoundError, and ValueError with one line: file, key, reason, and the nearest valid name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}" if not path.exists() else f"{path} is not a file")
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    changed: list[tuple[Place, str]] = []
+    try:
+        for change in overrides:
+            changed.append((override(document, change), change))
+        return parse(document, path.parent, path.stem)
+    except Mistake as mistake:
+        full = (*mistake.place, mistake.key) if mistake.key else mistake.place
+        blamed = [change for place, change in changed if place[: len(full)] == full or full[: len(place)] == place]
+        source = f"{path} with --set {blamed[-1]}" if blamed else f"{path}"
+        where = f" [{'.'.join(map(str, mistake.place))}]" if mistake.place else ""
+        raise ValueError(f"{source}:{where} {mistake.text}") from mistake
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tables
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parse(document: Mapping[str, Any], base: Path = Path(), name: str = "experiment") -> Experiment:
+    """The experiment in a document as TOML gives it. Raises `Mistake`, a ValueError."""
+    for key in document:
+        if key not in KEYS:
+            raise Mistake((), f"unknown key {show(key)}{resolve.nearest(key, KEYS)}", key)
+    name = _text(document, "name", name)
+    if not name.strip() or any(c in name for c in '/\\:*?"<>|') or name.startswith(".") or not name.isprintable():
+        raise Mistake((), f"name must do as part of a folder's name, got {show(name)}", "name")
+    base = base / _text(document, "base", "")
+    task = instance(TaskTable, _table(document, "task"), ("task",), base)
+    if task.data_dir is not None:
+        task = dataclasses.replace(task, data_dir=str((base / task.data_dir).expanduser().absolute()))
+    if "local" not in document:
+        raise Mistake((), "missing table [local]: give lr, and steps or epochs", "local")
+    local = _local(_table(document, "local"), ("local",), base)
+    run = instance(RunTable, _table(document, "run"), ("run",), base)
+    participation: Participation = Everyone()
+    if "participation" in document:
+        participation = build("participation", document["participation"], ("participation",), base)
+        _need(participation, "participation", ("draw", "check"), ("participation",))
+    entries = tuple(_entry(table, i, base, local) for i, table in enumerate(_strategies(document)))
+    experiment = Experiment(name, entries, local, task, participation, run, base, document)
+    check(experiment)
+    return experiment
+
+
+def _text(document: Mapping[str, Any], key: str, default: str) -> str:
+    value = document.get(key, default)
+    if not isinstance(value, str):
+        raise Mistake((), f"{key} must be text, got {show(value)}", key)
+    return value
+
+
+def _table(document: Mapping[str, Any], key: str, place: Place = ()) -> dict[str, Any]:
+    value = document.get(key, {})
+    if not isinstance(value, dict):
+        raise Mistake(place, f"{key} must be a table, got {show(value)}", key)
+    return value
+
+
+def _strategies(document: Mapping[str, Any]) -> Sequence[Any]:
+    found = document.get("strategy", [])
+    found = [found] if isinstance(found, dict) else found
+    if not isinstance(found, list) or not found:
+        raise Mistake((), 'no strategy to run: add [[strategy]] with name = "FedAvg", or another', "strategy")
+    return found
+
+
+def _local(table: Mapping[str, Any], place: Place, base: Path, start: LocalSGD | None = None) -> LocalSGD:
+    """[local], or what a strategy overrides of it."""
+    table = {key: math.inf if key == "batch" and value == "all" else value for key, value in table.items()}
+    if start is not None:  # steps and epochs exclude each other, so one replaces the other
+        dropped = {"steps": "epochs", "epochs": "steps"}
+        gone = {other: None for key, other in dropped.items() if key in table and other not in table}
+        start = LocalSGD(**{**_fields(start), **gone, **{key: 1 for key in dropped if key in table}}) if gone else start
+    found: LocalSGD = instance(LocalSGD, table, place, base, start)
+    return found
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+
+
+def _entry(table: Any, i: int, base: Path, local: LocalSGD) -> Entry:
+    """One [[strategy]]."""
+    place: Place = ("strategy", i)
+    if not isinstance(table, dict):
+        raise Mistake(place, f'must be a table with name = "...", got {show(table)}')
+    if not isinstance(table.get("name"), str):
+        raise Mistake(place, f'missing key "name"{resolve.nearest("", names("strategy"))}', "name")
+    name = table["name"]
+    label = table.get("label", name)
+    if not isinstance(label, str) or not label.strip() or not label.isprintable():
+        raise Mistake(place, f"label must be text on one line, got {show(label)}", "label")
+    own = {key: value for key, value in table.items() if key not in ("name", "label", "local")}
+    settings, graphs = _without_topology(own, place)
+    if len(graphs) > 1:
+        raise Mistake(place, "has more than one topology; a strategy runs on one graph", "topology")
+    strategy: Any = None
+    if bundled.is_flower(name, base, place):
+        strategy = bundled.read(name, settings, place, base)
+    else:
+        cls = member("strategy", name, place, base)
+        if isinstance(cls, type) and dataclasses.is_dataclass(cls):
+            _misplaced(cls, settings, place)
+        strategy = make(cls, "strategy", name, settings, place, base)
+        if not isinstance(strategy, Strategy):
+            raise Mistake(place, f"{name} is not a strategy: derive it from ServerStrategy, GossipStrategy or Wrapper")
+    topology = _topology(*graphs[0], base) if graphs else None
+    return Entry(
+        label, strategy, _local(_table(table, "local", place), (*place, "local"), base, local), topology, table
+    )
+
+
+def _without_topology(table: Mapping[str, Any], place: Place) -> tuple[dict[str, Any], list[tuple[Any, Place]]]:
+    """A strategy's settings without the `topology` in them or in what it wraps, and the topologies."""
+    settings = {key: value for key, value in table.items() if key != "topology"}
+    graphs = [(table["topology"], (*place, "topology"))] if "topology" in table else []
+    if isinstance(settings.get("inner"), dict):
+        settings["inner"], more = _without_topology(settings["inner"], (*place, "inner"))
+        graphs += more
+    return settings, graphs
+
+
+def _misplaced(cls: type, settings: Mapping[str, Any], place: Place) -> None:
+    """A key of [local] beside the strategy's own: say where it goes."""
+    known = settings_of(cls)
+    for key in settings:
+        if key not in known and key in settings_of(LocalSGD):
+            raise Mistake(place, f"unknown key {show(key)}; local training is set in local = {{{key} = ...}}", key)
+        if key not in known:
+            raise Mistake(place, f"unknown key {show(key)}{resolve.nearest(key, (*known, *ENTRY_KEYS))}", key)
+
+
+def _topology(value: Any, place: Place, base: Path) -> Topology:
+    """A graph by name or file, with parameters. Files are sought from the experiment's folder."""
+    from fedsim import topology
+
+    table = dict(value) if isinstance(value, dict) else {"name": value}
+    name = table.pop("name", None)
+    if not isinstance(name, str):
+        raise Mistake(place, 'must be the name of a recipe or file, or a table {name = "...", ...}', "name")
+    if "n" in table:
+        raise Mistake(place, 'unknown key "n": the graph has as many nodes as [task] has clients', "n")
+    seed = table.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise Mistake(place, f"seed must be a whole number of at least 0, got {show(seed)}", "seed")
+    if name not in topology.recipes() and (base / name).is_file():
+        name = str((base / name).absolute())
+    return Topology(name, table)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What only the whole can show
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check(experiment: Experiment) -> None:
+    """Raises `Mistake` where the tables do not go together."""
+    n = experiment.task.clients
+    try:
+        experiment.participation.check(n)
+    except ValueError as error:
+        raise Mistake(("participation",), str(error)) from error
+    nodes = any(isinstance(core(entry.strategy), GossipStrategy) for entry in experiment.entries)
+    if experiment.task.init == "independent" and not nodes:
+        raise Mistake(("task",), 'init = "independent" is for gossip, and no strategy here is one', "init")
+    labels: dict[str, int] = {}
+    for i, entry in enumerate(experiment.entries):
+        place: Place = ("strategy", i)
+        if entry.label in labels:
+            raise Mistake(place, f"label {show(entry.label)} is taken by strategy {labels[entry.label]}; add a label")
+        labels[entry.label] = i
+        _check_lists(entry.strategy, n, place)
+        _check_graph(entry, n, experiment.run.seeds[0], place)
+
+
+def _check_lists(value: Any, n: int, place: Place) -> None:
+    """Refuse lists of one number per client that are not."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return
+    for name, item in _fields(value).items():
+        if name == "probabilities" and isinstance(item, tuple) and len(item) != n:
+            raise Mistake(place, f"probabilities has {len(item)} numbers for {n} clients; give one each")
+        _check_lists(item, n, (*place, name))
+
+
+def _check_graph(entry: Entry, n: int, seed: int, place: Place) -> None:
+    """Load the graph once, so that a wrong one is refused now, and ask for one where it is missing."""
+    wants = [mixing for mixing in _mixings(entry.strategy) if hasattr(mixing, "graph")]
+    if entry.topology is None:
+        if any(mixing.graph is None for mixing in wants):
+            why = f'{entry.label} mixes over a graph: add topology = {{name = "ring"}}, or another'
+            raise Mistake(place, why, "topology")
+        return
+    if not wants:
+        raise Mistake(place, f"{entry.label} uses no topology: it does not mix over a graph", "topology")
+    try:
+        entry.topology.graph(n, seed)
+    except (ValueError, TypeError, OSError) as error:
+        raise Mistake((*place, "topology"), str(error)) from error
+
+
+def _mixings(value: Any) -> list[Any]:
+    """All mixing rules inside a strategy."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return []
+    inside = [found for item in _fields(value).values() for found in _mixings(item)]
+    return [value, *inside] if isinstance(value, Mixing) else inside
+
+
+def _need(value: Any, family: str, methods: Sequence[str], place: Place) -> None:
+    for method in methods:
+        if not callable(getattr(value, method, None)):
+            raise Mistake(place, f"{type(value).__name__} is no {family}: it has no method {method}")

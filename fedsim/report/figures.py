@@ -1,0 +1,219 @@
+"""The figures of a run folder, drawn from its files alone, so that they can be drawn again at any time.
+
+curves         test accuracy and test loss against the round
+final          each strategy's mean over the last fifth of the rounds, every seed a point
+participation  who was present when, and how often
+gossip         how far the nodes are apart (where there are nodes)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsim.record import Measurement, read_metrics, read_result
+from fedsim.report.style import RC, Pen, figure, label_ends, logarithmic, pens, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fedsim.participation import Schedule
+
+TITLES = {
+    "test_accuracy": "Test accuracy",
+    "test_loss": "Test loss",
+    "consensus_distance": "Distance to the mean model",
+    "mean_model_test_accuracy": "Test accuracy of the mean model",
+}
+CELLS = 400  # of the heat map along each side; more are averaged
+
+
+def write_figures(folder: str | Path) -> list[str]:
+    """Draw all figures of a run folder into it and return their names; those without data are left out."""
+    import matplotlib
+
+    from fedsim.participation import Schedule
+
+    folder = Path(folder)
+    measurements, runs = read_metrics(folder), read_result(folder)
+    labels = list(dict.fromkeys(m.strategy for m in measurements))
+    schedules = sorted(folder.glob("schedule-seed*.npz"))
+    with matplotlib.rc_context(RC):
+        drawn = {
+            "curves": curves(measurements, ("test_accuracy", "test_loss"), pens(labels)),
+            "final": final(runs, pens(labels)),
+            "gossip": curves(measurements, ("consensus_distance", "mean_model_test_accuracy"), pens(labels)),
+            "participation": participation(Schedule.load(schedules[0]), schedules[0].stem.removeprefix("schedule-seed"))
+            if schedules
+            else None,
+        }
+        for name, one in drawn.items():
+            if one is not None:
+                save(one, folder, name)
+    return [name for name, one in drawn.items() if one is not None]
+
+
+def curves(measurements: Sequence[Measurement], metrics: Sequence[str], styles: Mapping[str, Pen]) -> Figure | None:
+    """Metrics against the round: a line for the mean over the seeds, a band from the lowest to the highest seed."""
+    metrics = [metric for metric in metrics if any(m.metric == metric for m in measurements)]
+    if not metrics:
+        return None
+    drawn = figure(5.3 * len(metrics), 3.6)
+    for axes, metric in zip(drawn.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        axes.set_title(TITLES[metric])
+        _curve(axes, [m for m in measurements if m.metric == metric], styles)
+        axes.set_xlabel("Round")
+    seeds = len({m.seed for m in measurements})
+    if seeds > 1:
+        drawn.supxlabel(f"line: mean of {seeds} seeds; band: lowest to highest seed", fontsize=8, color="#666666")
+    return drawn
+
+
+def _curve(axes: Axes, measurements: Sequence[Measurement], styles: Mapping[str, Pen]) -> None:
+    import numpy as np
+
+    ends: dict[str, tuple[float, float]] = {}
+    tops: list[float] = []
+    bottoms: list[float] = []
+    starts: list[float] = []
+    for label in dict.fromkeys(m.strategy for m in measurements):
+        by_round: dict[int, list[float]] = {}
+        for m in measurements:
+            if m.strategy == label and np.isfinite(m.value):
+                by_round.setdefault(m.round, []).append(m.value)
+        if not by_round:
+            continue
+        rounds = sorted(by_round)
+        mean = np.array([np.mean(by_round[t]) for t in rounds])
+        low, high = (np.array([f(by_round[t]) for t in rounds]) for f in (min, max))
+        pen = styles[label]
+        axes.fill_between(rounds, low, high, color=pen.colour, alpha=0.13, linewidth=0)
+        axes.plot(rounds, mean, color=pen.colour, linestyle=pen.dash)
+        ends[label] = (rounds[-1], float(mean[-1]))
+        tops.append(float(high.max()))
+        bottoms.append(float(low.min()))
+        starts.append(float(mean[0]))
+    if not ends:
+        return
+    axes.set_xlim(min(m.round for m in measurements), max(max(m.round for m in measurements), 1))
+    if measurements[0].metric == "test_loss":
+        logarithmic(axes, bottoms + starts, "y")
+    bottom, top = axes.get_ylim()
+    if measurements[0].metric == "test_loss" and max(tops) > 4 * max(starts) > 0:
+        top = 2 * max(starts)  # one strategy blowing up must not flatten the others
+    if measurements[0].metric.endswith("accuracy"):
+        top = min(top, 1.005)
+    axes.set_ylim(bottom if axes.get_yscale() == "log" else max(bottom, 0.0), top)
+    label_ends(axes, ends, styles)
+
+
+def final(runs: Sequence[Mapping[str, Any]], styles: Mapping[str, Pen]) -> Figure | None:
+    """Mean over the last fifth of the rounds: a small point for every seed, a large one and a bar for mean and std."""
+    import numpy as np
+
+    metrics = [
+        metric for metric in ("test_accuracy", "test_loss") if any(_last(run, metric) is not None for run in runs)
+    ]
+    if not metrics:
+        return None
+    labels = list(dict.fromkeys(run["strategy"] for run in runs))
+    drawn = figure(5.0 * len(metrics) + 0.8, 0.33 * len(labels) + 1.35)
+    best_last = metrics[0] == "test_accuracy"  # sorted by the first metric, the best at the top
+    values = {
+        (label, m): [_last(run, m) for run in runs if run["strategy"] == label] for label in labels for m in metrics
+    }
+    finite = {at: [value for value in found if value is not None] for at, found in values.items()}
+    worst = float("-inf") if best_last else float("inf")
+    order = sorted(labels, key=lambda label: np.mean(finite[label, metrics[0]] or [worst]), reverse=not best_last)
+    every = drawn.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+    for axes, metric in zip(every, metrics, strict=True):
+        for place, label in enumerate(order):
+            found, colour = finite[label, metric], styles[label].colour
+            if not found:
+                continue
+            mean = float(np.mean(found))
+            text = f"{mean:.3f}"
+            if len(found) > 1:
+                spread = float(np.std(found, ddof=1))
+                text += f" ± {spread:.3f}"
+                axes.plot([mean - spread, mean + spread], [place, place], color=colour, linewidth=2.2, alpha=0.35)
+                axes.plot(found, [place - 0.24] * len(found), "o", color=colour, markersize=2.6, alpha=0.8, mew=0)
+            axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color="#444444")
+            axes.plot(mean, place, "o", color=colour, markersize=6, mec="white", mew=0.8, zorder=3)
+        axes.set_title(TITLES[metric])
+        axes.set_yticks(range(len(order)), order)
+        axes.set_ylim(-0.7, len(order) - 0.4)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.08)
+        if metric == "test_loss":
+            logarithmic(axes, [value for label in labels for value in finite[label, metric]] or [1.0], "x")
+    seeds = len({run["seed"] for run in runs})
+    how = "mean over the last fifth of the rounds"
+    how += f"; large: mean of {seeds} seeds, bar: ± std, small: each seed" if seeds > 1 else ""
+    drawn.supxlabel(how, fontsize=8, color="#666666")
+    return drawn
+
+
+def _last(run: Mapping[str, Any], metric: str) -> float | None:
+    value: float | None = run["final_mean"].get(metric)
+    return value
+
+
+def participation(schedule: Schedule, seed: str = "?") -> Figure:
+    """Who was present when, clients sorted by how often, and beside it how often that was and was meant to be."""
+    import numpy as np
+
+    present = schedule.matrix().numpy()
+    rates = schedule.rates()
+    order = np.argsort(rates, kind="stable")
+    rounds, n = present.shape
+    drawn = figure(9.0, 3.8)
+    heat, beside = drawn.subplots(1, 2, width_ratios=[3, 1.15], sharey=True)
+    cells = _shrink(_shrink(present[:, order].astype(float), 0), 1)
+    shown = heat.imshow(
+        cells.T, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=max(cells.max(), 1e-9),
+        interpolation="nearest", extent=(0, rounds, 0, n),
+    )  # fmt: skip
+    heat.grid(visible=False)
+    heat.set_title(f"Who was present, seed {seed}: on average {present.sum(1).mean():.1f} of {n} clients")
+    heat.set_xlabel("Round")
+    heat.set_ylabel("Client, by participation rate")
+    if cells.shape != present.shape:
+        drawn.colorbar(shown, ax=heat, label="share present", pad=0.01, aspect=30)
+    places = np.arange(n) + 0.5
+    beside.plot(rates[order], places, color="#0072B2", drawstyle="steps-mid", label="observed")
+    if schedule.probabilities is not None:
+        beside.plot(
+            schedule.probabilities[order],
+            places,
+            "o",
+            color="#D55E00",
+            markersize=2,
+            mew=0,
+            label="probability",
+            zorder=1.9,
+        )
+        beside.legend(frameon=False, loc="lower right", fontsize=8, handlelength=1.2)
+    beside.set_title("Participation rate")
+    beside.set_xlabel("Share of rounds")
+    beside.set_xlim(
+        0, max(1e-9, 1.05 * max(rates.max(), 0 if schedule.probabilities is None else schedule.probabilities.max()))
+    )
+    beside.set_ylim(0, n)
+    return drawn
+
+
+def _shrink(cells: Any, axis: int) -> Any:
+    """At most CELLS cells along an axis, by averaging neighbours."""
+    import numpy as np
+
+    size = cells.shape[axis]
+    if size <= CELLS:
+        return cells
+    edges = np.linspace(0, size, CELLS, endpoint=False).astype(int)
+    shape = [1, 1]
+    shape[axis] = -1
+    return np.add.reduceat(cells, edges, axis=axis) / np.diff([*edges, size]).reshape(shape)
