@@ -20,7 +20,8 @@ from fedsim.simulation import first_model
 from fedsim.strategy import EXTRAS
 from fedsim.task import Task
 
-UNDERSTANDS = ("shift", "scale", "mu", *(f"ask {name}" for name in sorted(EXTRAS)))
+PARTITION = ("partition-id", "num-partitions")
+UNDERSTANDS = ("shift", "scale", "mu", "effort", *(f"ask {name}" for name in sorted(EXTRAS)))
 
 
 def client_app(
@@ -77,6 +78,20 @@ def client_app(
     return app
 
 
+def with_query(app: ClientApp, *understands: str) -> ClientApp:
+    """The app, made to answer queries with its node's partition-id and num-partitions, so that client i is partition i
+    in every run. `understands` lists what of a strategy's work beyond where to start its training goes by."""
+
+    @app.query()
+    def describe(message: Message, context: Context) -> Message:
+        said = {name: context.node_config[name] for name in PARTITION if name in context.node_config}
+        return Message(
+            RecordDict({wire.OURS: ConfigRecord({**said, "understands": list(understands)})}), reply_to=message
+        )
+
+    return app
+
+
 def initial_arrays(task: Task, seed: int = 0) -> ArrayRecord:
     """The model that `fedsim.simulate` with this seed starts from, under the task's names."""
     return wire.Form.of_layout(task.layout, task.dtype).record(first_model(task, seed))
@@ -105,10 +120,11 @@ def trained(task: Task, local: LocalSGD, engine: Engine, i: int, content: Record
     t = int(ours.get("t", int(config.get("server-round", 1)) - 1))
     key = int(ours["key"]) if "key" in ours else int(keyed.fold(int(config.get("seed", seed)), "client", t, i))
     effort = float(ours.get("effort", 1.0))
+    work = wire.unpack_work(form, content, start)
     answer = engine(
         task,
         torch.tensor([i]),
-        wire.unpack_work(form, content, start),
+        work,
         torch.tensor([key], device=task.device),
         local,
         t,
@@ -132,6 +148,8 @@ def trained(task: Task, local: LocalSGD, engine: Engine, i: int, content: Record
         else:
             reply[wire.TOLD + name] = form.record(value[0])
     reply["metrics"] = MetricRecord(metrics)
+    if honoured := [*wire.needs(work), *(["effort"] if effort < 1 else [])]:
+        reply[wire.OURS] = ConfigRecord({"honoured": honoured})
     return reply
 
 

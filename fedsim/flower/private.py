@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
 
 try:
     from flwr.supercore.task_identity import TaskIdentity
@@ -29,3 +33,10 @@ def introduce(run_id: int = 1, node_id: int = 1) -> None:
 def stamp(message: Message, message_id: str) -> None:
     """Numbers a message, as the SuperLink does, so that its reply can say what it replies to."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def simulate(server: ServerApp, client: ClientApp, nodes: int, backend: dict[str, Any]) -> None:
+    """Runs an app on Flower's simulation runtime (Ray), until the ServerApp returns: public, but on its way out."""
+    from flwr.simulation import run_simulation
+
+    run_simulation(server, client, nodes, backend_config=backend)

@@ -5,7 +5,8 @@ Any ClientApp finds in a train message
     "arrays"  ArrayRecord   where it starts, under the model's names
     "config"  ConfigRecord  the user's own, and "server-round" (1, 2, ...)
 
-and one that declared what it understands (see `client_app`) finds besides, as far as there is any
+and one that declared what it understands (see `client_app`), or is asked for more than to train from there, finds
+besides, as far as there is any
 
     "fedsim"           ConfigRecord  t (0, 1, ...), key, reply ("delta" or "arrays"), mu, scale, shift, effort, ask
     "fedsim.shift"     ArrayRecord   added to every local gradient
@@ -13,7 +14,8 @@ and one that declared what it understands (see `client_app`) finds besides, as f
 
 A reply holds one ArrayRecord, the updated model, or instead "fedsim.delta", how far it moved: exact, where the
 difference of two models is rounded. Answers to `ask` come as metrics "told.<name>" or ArrayRecords
-"fedsim.told.<name>".
+"fedsim.told.<name>". A config's "honoured" lists which of shift, scale, mu, velocity, effort and "ask <name>" the
+training went by: an app that did not declare it beforehand must say so.
 """
 
 from __future__ import annotations
@@ -119,6 +121,7 @@ class Form:
 
 
 def array(tensor: Tensor, kind: np.dtype[Any]) -> Array:
+    """A tensor as flwr sends it."""
     return Array(np.ascontiguousarray(tensor.numpy(), dtype=kind).reshape(tensor.shape))
 
 
@@ -153,7 +156,9 @@ def needs(work: Work) -> list[str]:
     return out + [f"ask {name}" for name in sorted(work.ask)]
 
 
-def pack_work(form: Form, work: Work, j: int, *, t: int, key: int, reply: str) -> dict[str, ArrayRecord | ConfigRecord]:
+def pack_work(
+    form: Form, work: Work, j: int, *, t: int, key: int, reply: str, effort: float = 1.0
+) -> dict[str, ArrayRecord | ConfigRecord]:
     """Our own records of the message to client j of the cohort."""
     config = ConfigRecord({"t": t, "key": key, "reply": reply})
     records: dict[str, ArrayRecord | ConfigRecord] = {OURS: config}
@@ -172,6 +177,8 @@ def pack_work(form: Form, work: Work, j: int, *, t: int, key: int, reply: str) -
         records[VELOCITY] = form.record(work.velocity[j])
     if work.ask:
         config["ask"] = sorted(work.ask)
+    if effort < 1:
+        config["effort"] = effort
     return records
 
 
@@ -217,6 +224,12 @@ def values(content: RecordDict) -> dict[str, Any]:
         for entries in records.values():
             out.update(entries)
     return out
+
+
+def honoured(content: RecordDict) -> frozenset[str]:
+    """What of the work beyond where to start a reply says it went by."""
+    said = values(content).get("honoured", [])
+    return frozenset(said if isinstance(said, list) else [said])
 
 
 def number(value: Any) -> float | None:
