@@ -114,7 +114,7 @@ class Interval(Weights):
 
     def __post_init__(self) -> None:
         K = self.cutoff
-        if K is not None and (isinstance(K, bool) or not K >= 1 or math.isinf(K) or K != int(K)):
+        if K is not None and (isinstance(K, bool) or not K >= 1 or math.isinf(K) or int(K) != K):
             raise ValueError(f"cutoff must be a whole number of rounds from 1, or None for no limit, got {K}")
 
     def init(self, p: Tensor) -> Intervals:

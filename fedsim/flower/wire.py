@@ -16,6 +16,11 @@ A reply holds one ArrayRecord, the updated model, or instead "fedsim.delta", how
 difference of two models is rounded. Answers to `ask` come as metrics "told.<name>" or ArrayRecords
 "fedsim.told.<name>". A config's "honoured" lists which of shift, scale, mu, velocity, effort and "ask <name>" the
 training went by: an app that did not declare it beforehand must say so.
+
+A node that hosts many clients gets one message for all of its that are asked. "fedsim" then lists "who", their "keys",
+"efforts" and, if they differ, "scale"; "arrays", "fedsim.shift" and "fedsim.velocity" hold [k, ...] where they differ
+from client to client ("each" lists which do), else what all have in common. The reply is "fedsim.delta" and
+"fedsim.told.<name>" [k, ...], and metrics that are lists, in the order of its own "who".
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,8 +84,10 @@ class Form:
         kind = np.dtype(str(dtype).removeprefix("torch."))
         return cls(layout, (kind,) * len(layout.names), dtype, layout.names)
 
-    def flat(self, record: ArrayRecord) -> Tensor:
+    def flat(self, record: ArrayRecord, *lead: int) -> Tensor:
         """A vector [P] with the record's numbers, whatever their memory layout, byte order or precision; its own copy.
+
+        With `lead`, arrays [*lead, ...] become vectors [*lead, P].
 
         Raises Unfit when a name is missing or unknown, a shape differs, or an array is not of floating point.
         """
@@ -90,19 +97,19 @@ class Form:
             what, name = ("lacks", missing[0]) if missing else ("holds an unknown", unknown[0])
             raise Unfit(f"the ArrayRecord {what} array {name!r}")
         parts = []
-        for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
+        for name, shape, size in zip(self.layout.names, self.layout.shapes, self.layout.sizes, strict=True):
             try:
                 values = record[name].numpy()
             except (ValueError, TypeError, OSError, EOFError) as error:
                 raise Unfit(f"array {name!r} cannot be read: {first_line(error)}") from error
             if values.dtype.kind != "f":
                 raise Unfit(f"array {name!r} is {values.dtype}, not floating point")
-            if values.shape != tuple(shape):
-                raise Unfit(f"array {name!r} has shape {values.shape}, not {tuple(shape)}")
+            if values.shape != (*lead, *shape):
+                raise Unfit(f"array {name!r} has shape {values.shape}, not {(*lead, *shape)}")
             double = values.dtype.itemsize >= 8 or self.dtype == torch.float64
             plain = np.require(values, np.float64 if double else np.float32, ["C", "W"])
-            parts.append(torch.from_numpy(plain).reshape(-1).to(self.dtype))
-        return torch.cat(parts)
+            parts.append(torch.from_numpy(plain).reshape(*lead, size).to(self.dtype))
+        return torch.cat(parts, -1)
 
     def sent(self, flat: Tensor) -> Tensor:
         """A vector [P] as who receives its record reads it: arrays of half precision are rounded on the way."""
@@ -110,10 +117,10 @@ class Form:
         return flat if whole else self.flat(self.record(flat))
 
     def record(self, flat: Tensor) -> ArrayRecord:
-        """The record that holds a vector [P]."""
-        parts = flat.detach().cpu().split(self.layout.sizes)
+        """The record that holds a vector [P], or vectors [k, P]."""
+        parts, lead = flat.detach().cpu().split(self.layout.sizes, -1), flat.shape[:-1]
         found = zip(self.layout.names, self.layout.shapes, self.kinds, parts, strict=True)
-        arrays = {name: array(part.reshape(shape), kind) for name, shape, kind, part in found}
+        arrays = {name: array(part.reshape(*lead, *shape), kind) for name, shape, kind, part in found}
         record = ArrayRecord()
         for name in self.order:
             record[name] = self.others[name] if name in self.others else arrays[name]
@@ -244,3 +251,89 @@ def first_line(what: object) -> str:
     if not lines:
         return type(what).__name__
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
+# Many clients in one message -----------------------------------------------------------------------------------------
+
+
+class Cohort(NamedTuple):
+    """The work of some clients of one node."""
+
+    t: int
+    who: Tensor  # [k]  ascending, on the host
+    work: Work
+    keys: Tensor  # [k]
+    efforts: Tensor  # [k]
+
+
+def pack_cohort(
+    form: Form, work: Work, rows: list[int], *, t: int, who: list[int], keys: list[int], efforts: list[float]
+) -> dict[str, ArrayRecord | ConfigRecord]:
+    """The records of the message to a node with the clients `who`, who are these rows of the cohort."""
+    config = ConfigRecord({"t": t, "who": who, "keys": keys, "efforts": efforts})
+    records: dict[str, ArrayRecord | ConfigRecord] = {}
+    each = []
+
+    def vectors(name: str, value: Tensor) -> None:
+        """Each client's own, or what they have in common."""
+        mine = value[rows] if len(value) > 1 and not is_one(value) else value[:1]
+        if len(mine) > 1:
+            each.append(name)
+        records[name] = form.record(mine if len(mine) > 1 else mine[0])
+
+    vectors("arrays", work.start)
+    if isinstance(work.shift, Tensor):
+        shift = work.shift if work.shift.ndim == 2 else work.shift.reshape(1, -1)
+        vectors(SHIFT, shift.expand(len(shift), work.start.shape[1]))
+    elif work.shift:
+        config["shift"] = float(work.shift)
+    if isinstance(work.scale, Tensor):
+        if work.scale.numel() > max(1, len(work.scale.reshape(-1, 1)) if work.scale.ndim == 0 else len(work.scale)):
+            raise ValueError(
+                "the strategy scales each parameter's gradient apart; a message carries one scale per client"
+            )
+        scale = work.scale.reshape(-1)
+        config["scale"] = (scale[rows] if len(scale) > 1 else scale).tolist()
+    elif work.scale != 1.0:
+        config["scale"] = float(work.scale)
+    if work.mu:
+        config["mu"] = float(work.mu)
+    if work.velocity is not None:
+        vectors(VELOCITY, work.velocity)
+    if work.ask:
+        config["ask"] = sorted(work.ask)
+    config["each"] = each
+    return {**records, OURS: config}
+
+
+def is_one(value: Tensor) -> bool:
+    """Whether all rows [k, P] are the same, bit for bit."""
+    if value.stride(0) == 0 or len(value) == 1:
+        return True
+    bits = value.contiguous().view(torch.int64 if value.element_size() == 8 else torch.int32)
+    return bool((bits[1:] == bits[:1]).all())
+
+
+def unpack_cohort(form: Form, content: RecordDict, device: torch.device) -> Cohort:
+    """What `pack_cohort` packed. Raises Unfit for a message to a single client."""
+    config, arrays = ours(content), content.array_records
+    if not {"t", "who", "keys", "efforts"} <= config.keys():
+        raise Unfit("the message is for one client and this node hosts many; use the engine fedsim.flower.over")
+    k = len(config["who"])
+    like = torch.zeros(0, dtype=form.dtype, device=device)
+
+    def vectors(name: str) -> Tensor:
+        return (form.flat(arrays[name], k) if name in config.get("each", ()) else form.flat(arrays[name])[None]).to(like)
+
+    scale = config.get("scale", 1.0)
+    work = Work(
+        vectors("arrays").expand(k, -1),
+        shift=vectors(SHIFT) if SHIFT in arrays else float(config.get("shift", 0.0)),
+        scale=torch.tensor(scale).to(like)[:, None] if isinstance(scale, list) else float(scale),
+        mu=float(config.get("mu", 0.0)),
+        velocity=vectors(VELOCITY).expand(k, -1) if VELOCITY in arrays else None,
+        ask=frozenset(config.get("ask", ())),
+    )
+    keys = torch.tensor(config["keys"], dtype=torch.int64, device=device)
+    efforts = torch.tensor(config["efforts"], dtype=torch.float32)
+    return Cohort(int(config["t"]), torch.tensor(config["who"], dtype=torch.int64), work, keys, efforts)
