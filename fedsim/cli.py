@@ -87,6 +87,10 @@ def run(
     superlink: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="With --on flower: the SuperLink to submit the run to.")
     ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --on flower-simulation: nodes that share the clients. Default: one each."),
+    ] = None,
     on_failure: Annotated[
         str,
         typer.Option(
@@ -100,9 +104,11 @@ def run(
 ) -> None:
     from fedsim.experiment import check_device, load
 
-    flower = _flower(on, superlink, on_failure, timeout)
+    flower = _flower(on, superlink, nodes, on_failure, timeout)
 
     made = load(experiment, set_ or ())
+    if nodes is not None and nodes > made.task.clients:
+        raise ValueError(f"--nodes {nodes} is more than the {made.task.clients} clients there are to share")
     if device is not None:
         made = made.settled(device=check_device(device))
     if data_dir is not None:
@@ -112,7 +118,9 @@ def run(
         raise typer.Exit(2)
 
 
-def _flower(on: str, superlink: str | None, on_failure: str, timeout: float) -> dict[str, Any] | None:
+def _flower(
+    on: str, superlink: str | None, nodes: int | None, on_failure: str, timeout: float
+) -> dict[str, Any] | None:
     """What Flower needs to know, or None for a local run. Raises ValueError where the options do not go together."""
     places = ("local", "flower-simulation", "flower")
     if on not in places:
@@ -121,11 +129,13 @@ def _flower(on: str, superlink: str | None, on_failure: str, timeout: float) -> 
         raise ValueError("--on flower needs the SuperLink's address: --superlink HOST:PORT")
     if on != "flower" and superlink:
         raise ValueError("--superlink goes with --on flower")
+    if nodes is not None and (on != "flower-simulation" or nodes < 1):
+        raise ValueError("--nodes is a number from 1 and goes with --on flower-simulation")
     if on_failure not in ("absent", "stop"):
         raise ValueError(f'--on-failure must be absent or stop, got "{on_failure}"')
     if not 0 < timeout < math.inf:
         raise ValueError(f"--timeout must be a positive number of seconds, got {timeout:g}")
-    where = {"superlink": superlink} if superlink else {}
+    where = {"superlink": superlink} if superlink else {} if nodes is None else {"nodes": nodes}
     return None if on == "local" else {"on": on, "on_failure": on_failure, "timeout": timeout, **where}
 
 

@@ -817,6 +817,48 @@ def test_our_clients_under_flower_s_own_strategy(task: Task) -> None:
     assert_close(second.arrays, result.arrays, rtol=1e-5)
 
 
+def test_flower_s_fedprox_is_ours(task: Task) -> None:
+    """It only says "proximal-mu" in the config, and leaves it to the client to go by it."""
+    grid = InProcessGrid(client_app(task, LOCAL, seed=SEED), N)
+    quiet: dict[str, Any] = {"fraction_evaluate": 0.0, "min_available_nodes": N}
+    result = stock.FedProx(proximal_mu=0.7, **quiet).start(grid, initial_arrays(task, SEED), num_rounds=3)
+    form = wire.Form.of_layout(task.layout, task.dtype)
+    last = native(task, FedProx(mu=0.7), Schedule(N, 3)).model
+    torch.testing.assert_close(form.flat(result.arrays), last, rtol=1e-5, atol=1e-6)
+    assert (last - native(task, FedAvg(), Schedule(N, 3)).model).abs().max() > 1e-3
+    span = result.train_metrics_clientapp[1]["span"]
+    assert span == pytest.approx(LOCAL.span(LOCAL.count(task.sizes[0]), 0, 0.7), rel=1e-5)
+
+
+@pytest.mark.parametrize("mu", [float("nan"), -1.0, "much", True])
+def test_a_proximal_mu_that_is_none(task: Task, mu: Any) -> None:
+    content = RecordDict({"arrays": initial_arrays(task), "config": ConfigRecord({"proximal-mu": mu})})
+    (reply,) = InProcessGrid(client_app(task, LOCAL), N).send_and_receive([Message(content, 1, MessageType.TRAIN)])
+    assert "proximal-mu must be a number from 0, got" in reply.error.reason
+
+
+def test_one_mu_is_enough(task: Task) -> None:
+    strategy = FlowerStrategy(FedProx(mu=0.3), fraction_evaluate=0.0)
+    config = ConfigRecord({"proximal-mu": 0.3})
+    grid = InProcessGrid(client_app(task, LOCAL), N)
+    strategy.start(grid, initial_arrays(task), num_rounds=1, train_config=config)
+    assert {a.reason for a in strategy.absences} == {
+        "ValueError: the strategy's mu and the config's proximal-mu say the same thing; leave one out"
+    }
+
+
+def test_flower_s_qfedavg_finds_the_loss(task: Task) -> None:
+    """Under the name train_loss."""
+    grid = InProcessGrid(client_app(task, LOCAL, seed=SEED), N)
+    made = stock.QFedAvg(client_learning_rate=LOCAL.lr, q=0.5, fraction_evaluate=0.0, min_available_nodes=N)
+    result = made.start(grid, initial_arrays(task, SEED), num_rounds=2)
+    for round in (1, 2):
+        metrics = result.train_metrics_clientapp[round]
+        assert metrics["train_loss"] == metrics["loss"]
+    form = wire.Form.of_layout(task.layout, task.dtype)
+    assert (form.flat(result.arrays) - task.fresh(0)).abs().max() > 1e-3
+
+
 def test_evaluation_on_their_own_examples_is_the_objective(task: Task) -> None:
     flower = FlowerStrategy(FedAvg())
     result = flower.start(InProcessGrid(client_app(task, LOCAL), N), initial_arrays(task), num_rounds=2)

@@ -16,7 +16,7 @@ import tomllib
 import urllib.request
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -571,7 +571,7 @@ def free_ports(count: int) -> list[int]:
 class Federation:
     """A SuperLink and n SuperNodes on free ports of this machine, offline; nothing is left of them afterwards."""
 
-    def __init__(self, folder: Path, n: int) -> None:
+    def __init__(self, folder: Path, n: int, held: Sequence[str] | None = None) -> None:
         self.folder, self.mark = folder, Marked()
         self.link, *self.ports = free_ports(n + 1)
         scripts = Path(sys.executable).parent
@@ -591,8 +591,8 @@ class Federation:
         self.daemon("superlink", "--host", "127.0.0.1", "--port", str(self.link))
         self.wait_for_health()
         for i, port in enumerate(self.ports):
-            held = f"partition-id={i} num-partitions={n}"
-            node = self.daemon("supernode", "--superlink", self.address, "--port", str(port), "--node-config", held)
+            mine = f"partition-id={i} num-partitions={n}" if held is None else held[i]
+            node = self.daemon("supernode", "--superlink", self.address, "--port", str(port), "--node-config", mine)
             self.nodes.append(node)
 
     @property

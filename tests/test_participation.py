@@ -278,8 +278,8 @@ def test_a_client_does_not_depend_on_the_others(process: type[Bernoulli] | type[
 
 def test_blocks_only_decide_what_is_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [Markov(MIXED).draw(7, 3000, 1).digest(), Bernoulli(MIXED).draw(7, 3000, 1).digest()]
-    monkeypatch.setattr("fedsim.participation._CLIENTS", 2)
-    monkeypatch.setattr("fedsim.participation._BLOCK", 30)
+    monkeypatch.setattr("fedsim.participation.spells.CLIENTS", 2)
+    monkeypatch.setattr("fedsim.participation.spells.BLOCK", 30)
     assert [Markov(MIXED).draw(7, 3000, 1).digest(), Bernoulli(MIXED).draw(7, 3000, 1).digest()] == whole
 
 

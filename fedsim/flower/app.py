@@ -2,7 +2,7 @@
 
     [tool.flwr.app.components]
     serverapp = "fedsim.flower.app:server"     # the strategies of the experiment, over Flower's Grid
-    clientapp = "fedsim.flower.app:client"     # one client of it per SuperNode
+    clientapp = "fedsim.flower.app:client"     # one client of it per SuperNode, or many: clients="0-499"
 
 Run config, to be overridden by --run-config:
 
@@ -38,11 +38,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim import compare
-from fedsim.engine import Loop
+from fedsim.engine import Loop, Stacked
 from fedsim.flower import wire
-from fedsim.flower.client import PARTITION, UNDERSTANDS, client_of, trained
+from fedsim.flower.client import HOSTS, PARTITION, UNDERSTANDS, client_of, host_card, trained, trained_many
 from fedsim.flower.over import Over, Value, over
 from fedsim.flower.roster import Roster
+from fedsim.simulation import default_engine
 
 if TYPE_CHECKING:
     from fedsim.data import Dataset
@@ -58,10 +59,17 @@ MARK = "fedsim-event "  # begins a line that is meant for `fedsim run --on flowe
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    """Trains the node's client as the experiment in the message says; the reply's "pid" is the process that did it."""
+    """Trains the node's client as the experiment in the message says; the reply's "pid" is the process that did it.
+
+    A node with many clients trains them with the experiment's own engine, so it gives what `fedsim run` gives.
+    """
     here = setting_of(message.content, context)
-    i = client_of(context, here.task.n)
-    reply = trained(here.task, here.entry.local, Loop(), i, message.content, here.seed)
+    if HOSTS in context.node_config:
+        chunk = int(wire.ours(message.content).get("chunk", 0))
+        reply = trained_many(here.task, here.entry.local, Stacked(chunk) if chunk else Loop(), context, message.content)
+    else:
+        i = client_of(context, here.task.n)
+        reply = trained(here.task, here.entry.local, Loop(), i, message.content, here.seed)
     metrics = reply.metric_records["metrics"]
     reply["metrics"] = MetricRecord({**metrics, "pid": os.getpid()})
     return Message(reply, reply_to=message)
@@ -70,8 +78,11 @@ def train(message: Message, context: Context) -> Message:
 @client.query()
 def describe(message: Message, context: Context) -> Message:
     """Says which partition the node holds, and that all of a strategy's work is understood."""
+    understands = [*UNDERSTANDS, "velocity"]
+    if HOSTS in context.node_config:
+        return Message(RecordDict({wire.OURS: host_card(context, understands)}), reply_to=message)
     said = {name: context.node_config[name] for name in PARTITION if name in context.node_config}
-    card = ConfigRecord({**said, "understands": [*UNDERSTANDS, "velocity"]})
+    card = ConfigRecord({**said, "understands": understands})
     return Message(RecordDict({wire.OURS: card}), reply_to=message)
 
 
@@ -130,6 +141,9 @@ def played(experiment: Experiment, grid: Callable[[], Grid], **settings: Any) ->
 
     def engine(world: compare.World, entry: Entry) -> Over:
         extra: dict[str, Value] = {"experiment": text, "seed": world.seed, "strategy": entry.label}
+        if experiment.run.engine != "loop":  # for nodes that host many clients
+            stacked = default_engine(world.task, entry.local, world.schedule, experiment.run.bytes)
+            extra["chunk"] = stacked.chunk if isinstance(stacked, Stacked) else 0
         engines.append(over(grid(), extra=extra, roster=roster, **settings))
         return engines[-1]
 

@@ -1,9 +1,15 @@
-"""Our clients as a flwr ClientApp: each message trains, measures or describes the one client that got it."""
+"""Our clients as a flwr ClientApp: each message trains, measures or describes the one client that got it.
+
+Or trains many: a node started with --node-config 'clients="0-499"' hosts all of these, and `over` sends it one message
+a round for those of them that are asked.
+"""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,15 +18,17 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedsim import keyed, measure
-from fedsim.engine import Engine, Loop
+from fedsim.engine import Engine, Loop, choose
 from fedsim.engine.loop import rows_of
 from fedsim.flower import wire
+from fedsim.flower.roster import listed
 from fedsim.local import LocalSGD
 from fedsim.simulation import first_model
 from fedsim.strategy import EXTRAS
 from fedsim.task import Task
 
 PARTITION = ("partition-id", "num-partitions")
+HOSTS = "clients"  # in the node config
 UNDERSTANDS = ("shift", "scale", "mu", "effort", *(f"ask {name}" for name in sorted(EXTRAS)))
 
 
@@ -28,21 +36,27 @@ def client_app(
     task: Task | Callable[[Context], Task], local: LocalSGD, *, engine: Engine | None = None, seed: int = 0,
     evaluate: Literal["own", "test"] = "own",
 ) -> ClientApp:  # fmt: skip
-    """A ClientApp whose node with partition-id i is client i of the task.
+    """A ClientApp whose node with partition-id i is client i of the task, or with clients="0-3,7" these five.
 
     `task` may be a function of the Context; it is called for every message, so let it cache what is costly. A train
     message trains that client from the arrays that came, with the work in it (see wire.py), and answers with the
-    arrays, or with how far they moved when asked so, and num-examples, loss, steps, lr and span. Its minibatches
-    follow from the key in the message, and without one from (seed, server-round, i) as in `simulate`; "seed" in the
-    train config goes before `seed`. An evaluate message is answered with the loss and accuracy on the client's own
-    examples, or on the task's test examples (evaluate="test"). A query is answered with partition-id,
-    num-partitions, num-examples and what of a strategy's work is understood.
+    arrays, or with how far they moved when asked so, and num-examples, loss, train_loss (the same), steps, lr and span.
+    Its minibatches follow from the key in the message, and without one from (seed, server-round, i) as in `simulate`;
+    "seed" in the train config goes before `seed`, and "proximal-mu" is the work's mu, as Flower's FedProx means it. An
+    evaluate message is answered with the loss and accuracy on the client's own examples, or on the task's test examples
+    (evaluate="test"). A query is answered with partition-id, num-partitions, num-examples and what of a strategy's work
+    is understood.
 
-    Any Flower strategy can be used with it; the error of a bad message names what is wrong with it.
+    A node that hosts many clients trains those asked at once, with `engine`, and answers for each. Its default is
+    the stacked engine in a chunk that suits the task, whoever hosts whom; another node's default is `Loop`, the same
+    to rounding. `over` uses such nodes; strategies of Flower itself know one client per node.
+
+    Any Flower strategy can be used with the others; the error of a bad message names what is wrong with it.
     """
     if evaluate not in ("own", "test"):
         raise ValueError(f"evaluate must be 'own' (the client's examples) or 'test', got {evaluate!r}")
     run = Loop() if engine is None else engine
+    suits: list[tuple[Task, Engine]] = []  # the engine for many clients of the task that was last asked for
     app = ClientApp()
 
     def given(context: Context) -> tuple[Task, int]:
@@ -51,6 +65,11 @@ def client_app(
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
+        if HOSTS in context.node_config:
+            here = task if isinstance(task, Task) else task(context)
+            if not suits or suits[0][0] is not here:
+                suits[:] = [(here, choose(here, local, here.n) if engine is None else engine)]
+            return Message(trained_many(here, local, suits[0][1], context, message.content), reply_to=message)
         here, i = given(context)
         return Message(trained(here, local, run, i, message.content, seed), reply_to=message)
 
@@ -64,13 +83,16 @@ def client_app(
 
     @app.query()
     def describe(message: Message, context: Context) -> Message:
+        understands = [*UNDERSTANDS, *(["velocity"] if local.momentum else [])]
+        if HOSTS in context.node_config:
+            return Message(RecordDict({wire.OURS: host_card(context, understands)}), reply_to=message)
         here, i = given(context)
         answer = ConfigRecord(
             {
                 "partition-id": i,
                 "num-partitions": here.n,
                 "num-examples": here.sizes[i],
-                "understands": [*UNDERSTANDS, *(["velocity"] if local.momentum else [])],
+                "understands": understands,
             }
         )
         return Message(RecordDict({wire.OURS: answer}), reply_to=message)
@@ -99,6 +121,8 @@ def initial_arrays(task: Task, seed: int = 0) -> ArrayRecord:
 
 def client_of(context: Context, n: int) -> int:
     """Which client a node is. Raises ValueError without a partition-id, or with one of no client."""
+    if HOSTS in context.node_config:
+        raise ValueError("the node hosts many clients, which is for training with fedsim.flower.over")
     i = context.node_config.get("partition-id")
     if not isinstance(i, int):
         raise ValueError(
@@ -121,6 +145,13 @@ def trained(task: Task, local: LocalSGD, engine: Engine, i: int, content: Record
     key = int(ours["key"]) if "key" in ours else int(keyed.fold(int(config.get("seed", seed)), "client", t, i))
     effort = float(ours.get("effort", 1.0))
     work = wire.unpack_work(form, content, start)
+    if "proximal-mu" in config:  # of Flower's FedProx
+        mu = wire.number(config["proximal-mu"])
+        if mu is None or mu < 0:
+            raise ValueError(f"proximal-mu must be a number from 0, got {config['proximal-mu']!r}")
+        if work.mu and mu:
+            raise ValueError("the strategy's mu and the config's proximal-mu say the same thing; leave one out")
+        work = work._replace(mu=mu or work.mu)
     answer = engine(
         task,
         torch.tensor([i]),
@@ -134,6 +165,7 @@ def trained(task: Task, local: LocalSGD, engine: Engine, i: int, content: Record
     metrics: dict[str, float | int | list[int] | list[float]] = {
         "num-examples": task.sizes[i],
         "loss": float(answer.loss[0]),
+        "train_loss": float(answer.loss[0]),  # as Flower's QFedAvg calls it
         "steps": local.count(task.sizes[i], effort),
         "lr": float(local.lr_at(t)),
     }
@@ -150,6 +182,74 @@ def trained(task: Task, local: LocalSGD, engine: Engine, i: int, content: Record
     reply["metrics"] = MetricRecord(metrics)
     if honoured := [*wire.needs(work), *(["effort"] if effort < 1 else [])]:
         reply[wire.OURS] = ConfigRecord({"honoured": honoured})
+    return reply
+
+
+def hosted_by(context: Context) -> list[int]:
+    """The clients that a node hosts, ascending: "0-3,7" in its config. Raises ValueError for anything else."""
+    given = context.node_config[HOSTS]
+    found: list[int] = []
+    for part in str(given).split(","):
+        ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if ends is None or isinstance(given, bool) or int(ends[2] or ends[1]) < int(ends[1]):
+            raise ValueError(f'clients must be numbers and ranges such as "0-3,7", got {given!r}')
+        found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+    if len(set(found)) < len(found):
+        raise ValueError(f"clients names a client twice: {given!r}")
+    return sorted(found)
+
+
+def host_card(context: Context, understands: list[str]) -> ConfigRecord:
+    """What a node that hosts many clients says of itself, or what is wrong with its config."""
+    try:
+        return ConfigRecord({"clients": hosted_by(context), "understands": understands})
+    except ValueError as error:
+        return ConfigRecord({"fault": str(error)})
+
+
+def hosting(app: ClientApp, n: int) -> ClientApp:
+    """The app with clients 0 to n-1 divided evenly over its nodes, by their partition-id: node j of m hosts the j-th of
+    m runs of clients."""
+    made = ClientApp()
+
+    def divided(message: Message, context: Context) -> Message:
+        j, m = (int(context.node_config[name]) for name in PARTITION)
+        clients = f"{j * n // m}-{(j + 1) * n // m - 1}"
+        return app(message, replace(context, node_config={**context.node_config, HOSTS: clients}))
+
+    for register in (made.train(), made.evaluate(), made.query()):
+        register(divided)
+    return made
+
+
+def trained_many(task: Task, local: LocalSGD, engine: Engine, context: Context, content: RecordDict) -> RecordDict:
+    """The reply of a node that hosts many clients to a train message's content."""
+    form = wire.Form.of_layout(task.layout, task.dtype)
+    t, who, work, keys, efforts = wire.unpack_cohort(form, content, task.device)
+    if strange := sorted(set(who.tolist()) - set(hosted_by(context))):
+        raise ValueError(f"the message asks {listed(strange)}, whom this node does not host")
+    answer = engine(task, who, work, keys, local, t, efforts)
+    there = answer.who.tolist()
+    effort = dict(zip(who.tolist(), efforts.tolist(), strict=True))
+    loss = answer.loss.tolist()
+    metrics: dict[str, float | int | list[int] | list[float]] = {
+        "num-examples": [task.sizes[i] for i in there],
+        "loss": loss,
+        "train_loss": loss,
+        "steps": [local.count(task.sizes[i], effort[i]) for i in there],
+        "lr": float(local.lr_at(t)),
+    }
+    if answer.span is not None:
+        metrics["span"] = answer.span.tolist()
+    reply = RecordDict()
+    reply[wire.DELTA] = form.record(answer.delta)
+    for name, value in answer.told.items():
+        if value.ndim == 1:
+            metrics[wire.TOLD_METRIC + name] = value.tolist()
+        else:
+            reply[wire.TOLD + name] = form.record(value)
+    reply["metrics"] = MetricRecord(metrics)
+    reply[wire.OURS] = ConfigRecord({"who": there, "honoured": wire.needs(work)})
     return reply
 
 

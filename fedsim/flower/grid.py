@@ -18,19 +18,29 @@ RAISED = 2  # Flower's error code for an exception in a ClientApp
 class InProcessGrid(Grid):
     """n nodes, node j being partition j of n, whose messages a ClientApp answers one after another.
 
+    `clients` gives each node the clients that it hosts instead, such as ["0-499", "500-999"].
+
     An exception in the app becomes an error reply, as in Flower's runtimes. Each node keeps its Context. To lose
     messages or delay them, override `get_node_ids` and `deliver`.
     """
 
-    def __init__(self, app: ClientApp, n: int, *, node_ids: Sequence[int] | None = None, **run_config: Any) -> None:
+    def __init__(
+        self, app: ClientApp, n: int, *, node_ids: Sequence[int] | None = None,
+        clients: Sequence[str] | None = None, **run_config: Any,
+    ) -> None:  # fmt: skip
         private.introduce()
         self.app = app
         self.node_ids = list(range(1, n + 1)) if node_ids is None else list(node_ids)
         if len(set(self.node_ids)) != n:
             raise ValueError(f"a grid of {n} nodes needs {n} different node ids, got {self.node_ids}")
+        if clients is not None and len(clients) != n:
+            raise ValueError(f"a grid of {n} nodes needs clients for each, got {len(clients)}")
+
+        def config(j: int) -> dict[str, Any]:
+            return {"partition-id": j, "num-partitions": n} if clients is None else {"clients": clients[j]}
+
         self.contexts = {
-            node: Context(1, node, {"partition-id": j, "num-partitions": n}, RecordDict(), dict(run_config))
-            for j, node in enumerate(self.node_ids)
+            node: Context(1, node, config(j), RecordDict(), dict(run_config)) for j, node in enumerate(self.node_ids)
         }
         self.sent = 0
         self._replies: dict[str, Message] = {}

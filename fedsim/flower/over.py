@@ -3,9 +3,9 @@
     for step in fedsim.simulate(task, strategy, schedule, local, engine=over(grid)): ...
 
 is a whole ServerApp: the same loop, schedules, strategies, gossip and recording, with the training done by Flower's
-simulation runtime, by SuperNodes, or by any other Grid. One message per client and round. Clients of ours
-(`client_app`) train what `Loop` trains, bit for bit; a ClientApp of yours (arrays back, num-examples beside them) is
-asked in the same order, by the same schedule.
+simulation runtime, by SuperNodes, or by any other Grid. One message per client and round, or per node and round where
+a node of ours hosts many. Clients of ours (`client_app`) train what `Loop` trains, bit for bit; a ClientApp of yours
+(arrays back, num-examples beside them) is asked in the same order, by the same schedule.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor
 from fedsim.engine import Answer
 from fedsim.engine.plan import refuse
 from fedsim.flower import private, wire
-from fedsim.flower.replies import Reply, loss_of, read
-from fedsim.flower.roster import Roster
+from fedsim.flower.replies import Reply, loss_of, read, read_cohort
+from fedsim.flower.roster import Roster, listed, spans_of
 from fedsim.flower.strategy import Absence
 from fedsim.local import LocalSGD
 from fedsim.strategy import Work
@@ -33,10 +33,6 @@ from fedsim.task import Task
 log = logging.getLogger("flwr.fedsim")  # a child of Flower's own, so it shows where Flower's lines show
 
 Value = int | float | str | bytes | bool | list[int] | list[float] | list[str] | list[bytes] | list[bool]
-
-
-class WrongNodes(OSError):
-    """The nodes of a grid are not the clients of the task."""
 
 
 class Over:
@@ -77,12 +73,17 @@ class Over:
         asked = Asked(t, who.tolist(), hosted(work, local), effort)
         told = keys.tolist()
         one = form.record(asked.work.start[0]) if len(who) and asked.work.start.stride(0) == 0 else None
-        messages = []
+        messages, cohorts = [], dict[int, list[int]]()
         for j, client in enumerate(asked.who):
-            if client in here:
+            node = self.roster.node_of.get(client, 0)
+            if client in here and self.roster.hosts(node):
+                cohorts.setdefault(node, []).append(j)
+            elif client in here:
                 start = form.record(asked.work.start[j]) if one is None else wire.share(one)
                 content = self._content(form, asked, j, start, told[j])
-                messages.append(Message(content, self.roster.node_of[client], MessageType.TRAIN))
+                messages.append(Message(content, node, MessageType.TRAIN))
+        for node, rows in cohorts.items():
+            messages.append(Message(self._contents(form, asked, rows, told), node, MessageType.TRAIN))
         replies = self.grid.send_and_receive(messages, timeout=self.timeout) if messages else ()
         heard = self._hear(form, asked, here, replies)
         return answer(asked, heard, task)
@@ -103,19 +104,17 @@ class Over:
             late, quiet = now - begun >= self.patience, now - changed >= min(3.0, self.patience / 4)
             if count and (count >= n or quiet or late):  # a question to few nodes costs as much as one to all
                 here = set(self.roster.here(self.grid))
-                for node, card in self.roster.cards.items():
-                    if card.partitions not in (None, n):
-                        raise WrongNodes(
-                            f"node {node} is one of {card.partitions} partitions but the task has {n} clients; start "
-                            f"the nodes with num-partitions={n}, or set clients = {card.partitions}"
-                        )
+                self.roster.check(n)
                 if len(self.roster.node_of) == n:
                     return here
             if late:
                 missing = sorted(set(range(n)) - set(self.roster.node_of))
+                one = f'"partition-id={missing[0]} num-partitions={n}" for each'
+                if any(map(self.roster.hosts, self.roster.cards)):
+                    one = f"'clients=\"{spans_of(missing)}\"'"
                 raise TimeoutError(
                     f"no node came for {listed(missing)} of {n} within {self.patience:g} s: start a SuperNode "
-                    f'with --node-config "partition-id={missing[0]} num-partitions={n}" for each, or wait longer'
+                    f"with --node-config {one}, or wait longer"
                 )
             time.sleep(min(1.0, self.patience / 20))
 
@@ -130,20 +129,42 @@ class Over:
             content.config_records[wire.OURS].update(self.extra)
         return content
 
+    def _contents(self, form: wire.Form, asked: Asked, rows: list[int], keys: list[int]) -> RecordDict:
+        """The message to a node with many clients, those in these rows of the cohort."""
+        who, efforts = [asked.who[j] for j in rows], [asked.share(j) for j in rows]
+        records = wire.pack_cohort(
+            form, asked.work, rows, t=asked.t, who=who, keys=[keys[j] for j in rows], efforts=efforts
+        )
+        content = RecordDict({"config": ConfigRecord({**self.config, "server-round": asked.t + 1})})
+        for name, record in records.items():
+            content[name] = record
+        content.config_records[wire.OURS].update(self.extra)
+        return content
+
     def _hear(self, form: wire.Form, asked: Asked, here: set[int], replies: Iterable[Message]) -> dict[int, Reply]:
         """The usable answers, by client, ascending; everybody else who was asked is absent, or the end of the run."""
         place = {client: j for j, client in enumerate(asked.who)}
         heard: dict[int, Reply] = {}
         reasons: dict[int, str] = {client: "its node is not there" for client in place if client not in here}
-        nodes: dict[int, int] = {}
+        waiting: dict[int, list[int]] = {}
+        for client in place:
+            if client in here:
+                waiting.setdefault(self.roster.node_of[client], []).append(client)
         for reply in replies:
             node = reply.metadata.src_node_id
-            client = self.roster.client_of.get(node, -1)
-            if client not in place or client in heard or client in reasons:
+            clients = waiting.pop(node, [])
+            if not clients:
                 log.warning("round %d: a reply from node %d, which had none to give, is ignored", asked.t, node)
                 continue
-            nodes[client] = node
+            client = clients[0]
             self._refuse(asked, place[client], reply)
+            if self.roster.hosts(node):
+                for each, found in read_cohort(reply, form, asked.work, clients).items():
+                    if isinstance(found, Reply):
+                        heard[each] = found
+                    else:
+                        reasons[each] = found
+                continue
             try:
                 heard[client] = read(reply, form, asked.work, place[client], "num-examples", lenient=True)
                 if lacks := asked.work.ask - heard[client].told.keys():
@@ -151,6 +172,7 @@ class Over:
                     raise wire.Unfit(f"the reply lacks {min(lacks)!r}, which was asked for")
             except wire.Unfit as unfit:
                 reasons[client] = str(unfit)
+        alike: dict[tuple[int, str], list[int]] = {}
         for client in place:
             if client not in heard:
                 reason = reasons.get(client, f"no reply within {self.timeout:g} s")
@@ -161,9 +183,13 @@ class Over:
                         f"round {asked.t}: client {client} (node {absence.node}) failed: {reason}; "
                         "on_failure='absent' goes on without it"
                     )
-                log.warning("round %d: client %d (node %d) counts as absent: %s", *absence)
-        self.heard = {client: {**heard[client].metrics, "node": nodes[client]} for client in sorted(heard)}
-        return {client: heard[client] for client in sorted(heard)}
+                alike.setdefault((absence.node, reason), []).append(client)
+        for (node, reason), clients in alike.items():
+            many = "count" if len(clients) > 1 else "counts"
+            log.warning("round %d: %s (node %d) %s as absent: %s", asked.t, listed(clients), node, many, reason)
+        ordered = sorted(heard)
+        self.heard = {i: {**heard[i].metrics, "node": self.roster.node_of[i]} for i in ordered}
+        return {i: heard[i] for i in ordered}
 
     def _refuse(self, asked: Asked, j: int, reply: Message) -> None:
         """Work that a client has ignored, or may have, is refused."""
@@ -208,13 +234,16 @@ def over(
 ) -> Over:  # fmt: skip
     """An engine that trains through a Flower Grid; client i of the task is the node with partition-id i.
 
-    Before the first round all n nodes must come within `patience` seconds. A round's replies have `timeout` seconds.
+    Before the first round all n clients must come within `patience` seconds. A round's replies have `timeout` seconds.
     A client that raises, is late or gone, or answers with NaN, a wrong name or a wrong shape is absent for the round
     (`absences` says why), or ends the run with on_failure="stop". Nodes are asked once which partition they hold; the
     nodes of a ClientApp that answers no query (see `with_query`) are numbered by their ids, which Flower draws afresh
-    in every run. `config` goes into every message's "config", `extra` into our own record, `roster` shares who is who
-    with another engine on the same grid. replies="arrays" has clients of ours answer with updated models, as Flower's
-    client mods want it, at the cost of rounding.
+    in every run. A node of ours may host many clients (see `client_app`): it gets one message a round for all of them
+    that are asked, and when it fails or is gone all of them are absent.
+
+    `config` goes into every message's "config", `extra` into our own record, `roster` shares who is who with another
+    engine on the same grid. replies="arrays" has clients of ours answer with updated models, as Flower's client mods
+    want it, at the cost of rounding; nodes that host many always answer with deltas.
 
     Work beyond where to start (shift, scale, mu, velocity, partial effort, questions) needs ClientApps that say in
     the query that they understand it, or in the reply that they "honoured" it. Others are refused: ValueError.
@@ -250,9 +279,3 @@ def answer(asked: Asked, heard: Mapping[int, Reply], task: Task) -> Answer:
         torch.tensor([loss_of(reply.metrics) for reply in replies], dtype=task.dtype).to(task.device),
         {name: torch.stack([reply.told[name] for reply in replies]).to(task.device) for name in asked.work.ask},
     )
-
-
-def listed(clients: list[int], most: int = 10) -> str:
-    """Some clients in words."""
-    shown = ", ".join(map(str, clients[:most])) + (f" and {len(clients) - most} more" if len(clients) > most else "")
-    return f"client{'s' if len(clients) > 1 else ''} {shown}"

@@ -52,6 +52,53 @@ def read(reply: Message, form: wire.Form, work: Work, j: int, count: str, lenien
     return Reply(delta, metrics, told, content)
 
 
+def read_cohort(reply: Message, form: wire.Form, work: Work, clients: list[int]) -> dict[int, Reply | str]:
+    """What each of a node's clients answered, or why it cannot be used."""
+    try:
+        return _read_cohort(reply, form, work, clients)
+    except wire.Unfit as unfit:
+        return dict.fromkeys(clients, str(unfit))
+
+
+def _read_cohort(reply: Message, form: wire.Form, work: Work, clients: list[int]) -> dict[int, Reply | str]:
+    if reply.has_error():
+        raise wire.Unfit(wire.first_line(reply.error.reason or f"error {reply.error.code}"))
+    content = reply.content
+    who = wire.ours(content).get("who", [])
+    k = len(who)
+    if wire.DELTA not in content.array_records:
+        raise wire.Unfit(f"the reply lacks {wire.DELTA!r}")
+    if not k:
+        raise wire.Unfit("the reply of its node is without it")
+    if len(set(who)) < k:
+        raise wire.Unfit("the reply has a client twice")
+    delta = form.flat(content.array_records[wire.DELTA], k)
+    metrics = wire.values(content)
+    for name in ("who", "honoured"):
+        metrics.pop(name, None)
+    said = {name: value for name, value in metrics.items() if not name.startswith(wire.TOLD_METRIC)}
+    if wrong := [name for name, value in metrics.items() if isinstance(value, list) and len(value) != k]:
+        raise wire.Unfit(f"the metric {wrong[0]!r} has {len(metrics[wrong[0]])} values for {k} clients")
+    told: dict[str, Tensor] = {}
+    for name in work.ask:
+        if wire.TOLD + name in content.array_records:
+            told[name] = form.flat(content.array_records[wire.TOLD + name], k)
+        elif isinstance(metrics.get(wire.TOLD_METRIC + name), list):
+            told[name] = torch.tensor(metrics[wire.TOLD_METRIC + name], dtype=form.dtype)
+        else:
+            raise wire.Unfit(f"the reply lacks {name!r}, which was asked for")
+    sound = torch.stack([torch.isfinite(value.reshape(k, -1)).all(1) for value in (delta, *told.values())]).all(0)
+    out: dict[int, Reply | str] = dict.fromkeys(clients, "the reply of its node is without it")
+    for row, (client, good) in enumerate(zip(who, sound.tolist(), strict=True)):
+        if client not in out:
+            raise wire.Unfit(f"the reply is of client {client}, which was not asked")
+        mine = {name: value[row] if isinstance(value, list) else value for name, value in said.items()}
+        answers = {name: value[row] for name, value in told.items()}
+        found = Reply(delta[row], mine, answers, content)
+        out[client] = found if good else "the update is not finite (NaN or infinity)"
+    return out
+
+
 def loss_of(metrics: dict[str, Any]) -> float:
     """The training loss of a reply, NaN where it gives none."""
     for name in ("loss", "train_loss", "train-loss"):

@@ -29,6 +29,7 @@ from flwr.serverapp import Grid, ServerApp
 
 import fedsim
 from fedsim.flower import private, wire
+from fedsim.flower.client import hosting
 
 if TYPE_CHECKING:
     from fedsim.compare import Event
@@ -49,12 +50,18 @@ def events(experiment: Experiment, on: str, **settings: Any) -> Iterator[Event]:
     raise ValueError(f'on must be "flower-simulation" or "flower", got {on!r}')
 
 
-def on_simulation(experiment: Experiment, **settings: Any) -> Iterator[Event]:
-    """On Flower's simulation runtime, which starts when all that can be wrong with the experiment has been found."""
+def on_simulation(experiment: Experiment, nodes: int | None = None, **settings: Any) -> Iterator[Event]:
+    """On Flower's simulation runtime, which starts when all that can be wrong with the experiment has been found.
+
+    With `nodes` the clients are divided evenly over so many nodes, each trained by the experiment's own engine: one
+    message per node and round. As many as there are actors is best. Left out, every client is a node.
+    """
     from fedsim import compare
     from fedsim.flower import app
 
     need_ray()
+    if nodes is not None and not 1 <= nodes <= experiment.task.clients:
+        raise ValueError(f"nodes must be from 1 to the {experiment.task.clients} clients, got {nodes}")
     experiment = compare.settle(experiment)
     with contextlib.ExitStack() as stack:
         grids: list[Grid] = []
@@ -62,7 +69,9 @@ def on_simulation(experiment: Experiment, **settings: Any) -> Iterator[Event]:
         def grid() -> Grid:
             if not grids:
                 cpus, gpus = shares(experiment)
-                runtime = simulation(app.client, experiment.task.clients, cpus=cpus, gpus=gpus)
+                n = experiment.task.clients
+                client = app.client if nodes is None else hosting(app.client, n)
+                runtime = simulation(client, nodes or n, cpus=cpus, gpus=gpus)
                 grids.append(stack.enter_context(runtime))
             return grids[0]
 

@@ -128,6 +128,11 @@ class FlowerStrategy(flower.Strategy):
             self._recall()
             self.roster.wait(grid, max(self.min_available_nodes, self.min_train_nodes, 1), self.patience)
         here = self.roster.here(grid)
+        if many := sorted(filter(self.roster.hosts, self.roster.there)):
+            raise ValueError(
+                f"node {many[0]} hosts many clients, which is for fedsim.flower.over; start the nodes of a "
+                "FlowerStrategy with a partition-id each"
+            )
         form = self._begin(arrays)
         self._arrived(arrays)
         available = torch.tensor(here, dtype=torch.int64)

@@ -108,7 +108,7 @@ class Form:
                 raise Unfit(f"array {name!r} has shape {values.shape}, not {(*lead, *shape)}")
             double = values.dtype.itemsize >= 8 or self.dtype == torch.float64
             plain = np.require(values, np.float64 if double else np.float32, ["C", "W"])
-            parts.append(torch.from_numpy(plain).reshape(*lead, size).to(self.dtype))
+            parts.append(torch.from_numpy(plain).reshape((*lead, size)).to(self.dtype))
         return torch.cat(parts, -1)
 
     def sent(self, flat: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class Form:
         """The record that holds a vector [P], or vectors [k, P]."""
         parts, lead = flat.detach().cpu().split(self.layout.sizes, -1), flat.shape[:-1]
         found = zip(self.layout.names, self.layout.shapes, self.kinds, parts, strict=True)
-        arrays = {name: array(part.reshape(*lead, *shape), kind) for name, shape, kind, part in found}
+        arrays = {name: array(part.reshape((*lead, *shape)), kind) for name, shape, kind, part in found}
         record = ArrayRecord()
         for name in self.order:
             record[name] = self.others[name] if name in self.others else arrays[name]
@@ -288,7 +288,7 @@ def pack_cohort(
     elif work.shift:
         config["shift"] = float(work.shift)
     if isinstance(work.scale, Tensor):
-        if work.scale.numel() > max(1, len(work.scale.reshape(-1, 1)) if work.scale.ndim == 0 else len(work.scale)):
+        if work.scale.ndim and work.scale.shape[-1] > 1:
             raise ValueError(
                 "the strategy scales each parameter's gradient apart; a message carries one scale per client"
             )
@@ -323,7 +323,9 @@ def unpack_cohort(form: Form, content: RecordDict, device: torch.device) -> Coho
     like = torch.zeros(0, dtype=form.dtype, device=device)
 
     def vectors(name: str) -> Tensor:
-        return (form.flat(arrays[name], k) if name in config.get("each", ()) else form.flat(arrays[name])[None]).to(like)
+        return (form.flat(arrays[name], k) if name in config.get("each", ()) else form.flat(arrays[name])[None]).to(
+            like
+        )
 
     scale = config.get("scale", 1.0)
     work = Work(
