@@ -338,6 +338,12 @@ def test_a_node_s_own_folder_and_device_go_first(tmp_path: Path) -> None:
         (["--on", "moon"], '--on must be one of local, flower-simulation, flower, got "moon"'),
         (["--on", "flower"], "--on flower needs the SuperLink's address: --superlink HOST:PORT"),
         (["--superlink", "127.0.0.1:1"], "--superlink goes with --on flower"),
+        (["--nodes", "2"], "--nodes is a number from 1 and goes with --on flower-simulation"),
+        (
+            ["--on", "flower-simulation", "--nodes", "0"],
+            "--nodes is a number from 1 and goes with --on flower-simulation",
+        ),
+        (["--on", "flower-simulation", "--nodes", "99"], "--nodes 99 is more than the 6 clients there are to share"),
         (["--on", "flower-simulation", "--on-failure", "wait"], '--on-failure must be absent or stop, got "wait"'),
         (["--on", "flower-simulation", "--timeout", "0"], "--timeout must be a positive number of seconds, got 0"),
     ],
