@@ -32,7 +32,6 @@ from typing import Any, Literal
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsim import keyed, measure
@@ -41,7 +40,7 @@ from fedsim.engine.loop import rows_of
 from fedsim.flower import private, wire
 from fedsim.flower.arrays import records
 from fedsim.flower.dice import Dice
-from fedsim.flower.grid import RAISED, own
+from fedsim.flower.grid import RAISED, OwnGrid, own
 from fedsim.flower.strategy import Absence
 from fedsim.local import LocalSGD
 from fedsim.participation import Row, Schedule
@@ -59,7 +58,7 @@ PAUSE = 0.9  # seconds between two looks at the nodes: a strategy that waits sle
 EXAMPLES = 2048  # per forward pass
 
 
-class CohortGrid(Grid):
+class CohortGrid(OwnGrid):
     """The clients of a task as nodes of Flower, trained together by an engine (default: as `simulate`'s).
 
     A train message is answered with the arrays and num-examples, loss, train_loss (the same), steps, lr and span; a
@@ -107,7 +106,6 @@ class CohortGrid(Grid):
         self._polls, self._seen, self._everyone = 0, 0.0, False
         self._sent = 0
         self._replies: dict[str, Message] = {}
-        self._run: Any = None
 
     # Rounds ----------------------------------------------------------------------------------------------------------
 
@@ -140,18 +138,6 @@ class CohortGrid(Grid):
         self._polls, self._everyone = 0, False
 
     # Flower's verbs --------------------------------------------------------------------------------------------------
-
-    def set_run(self, run: Any) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         """Who is there, ascending; everybody when the strategy was seen to wait (see the module)."""

@@ -15,7 +15,25 @@ from fedsim.flower import private, wire
 RAISED = 2  # Flower's error code for an exception in a ClientApp
 
 
-class InProcessGrid(Grid):
+class OwnGrid(Grid):
+    """What a Grid without a runtime does the same way, whoever answers its messages."""
+
+    _run: Any = None
+
+    def set_run(self, run: Any) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+
+class InProcessGrid(OwnGrid):
     """n nodes, node j being partition j of n, whose messages a ClientApp answers one after another.
 
     `clients` gives each node the clients that it hosts instead, such as ["0-499", "500-999"].
@@ -44,19 +62,6 @@ class InProcessGrid(Grid):
         }
         self.sent = 0
         self._replies: dict[str, Message] = {}
-        self._run: Any = None
-
-    def set_run(self, run: Any) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.node_ids)
