@@ -28,7 +28,7 @@ def slem(mixing: Any) -> float:
     symmetric this is the asymptotic rate; a single round may do worse. Raises ValueError for a matrix of another shape
     or row sum.
     """
-    matrix = _matrix(mixing)
+    matrix = as_matrix(mixing)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.shape[0]:
         raise ValueError(f"a mixing matrix is square, got shape {matrix.shape}")
     sums = np.asarray(matrix.sum(axis=1)).ravel()
@@ -138,10 +138,11 @@ def top(matrix: csr_array) -> float:
     return float(_modes(matrix, 1.0)[0][1])
 
 
-def bottom(matrix: csr_array) -> float:
-    """The smallest eigenvalue of a symmetric matrix."""
-    n = matrix.shape[0]
-    if n <= DENSE:
+def bottom(matrix: Any) -> float:
+    """The smallest eigenvalue of a symmetric matrix, as `as_matrix` gives it."""
+    if isinstance(matrix, np.ndarray):
+        return float(np.linalg.eigvalsh(matrix)[0])
+    if matrix.shape[0] <= DENSE:
         return float(np.linalg.eigvalsh(matrix.toarray())[0])
     return -float(_modes(-matrix, -_bound(matrix))[0][0])
 
@@ -206,7 +207,7 @@ def _start(n: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(n)
 
 
-def _matrix(mixing: Any) -> Any:
+def as_matrix(mixing: Any) -> Any:
     """A mixing matrix as numpy has it, or as scipy.sparse does where it is large."""
     if hasattr(mixing, "diagonal") and hasattr(mixing, "apply"):  # Edges
         n = len(mixing.diagonal)

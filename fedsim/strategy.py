@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedsim.mixing import Edges
+    from fedsim.mixing import Edges, Mixing
 
 EXTRAS = frozenset({"gradient-at-start", "loss-at-start", "velocity"})
 
@@ -128,10 +128,12 @@ class GossipStrategy(Strategy):
 
 
 class Averaging(GossipStrategy):
-    """Nodes that average with their neighbours in every round.
+    """Nodes that average with their neighbours in every round, by `mixing` unless `edges` says otherwise.
 
     A subclass says what is exchanged; averaging it, and anything done to the average, is the same for all.
     """
+
+    mixing: Mixing
 
     @abstractmethod
     def exchange(self, state: Any, round: Round) -> tuple[Exchange, Any]:
@@ -149,9 +151,9 @@ class Averaging(GossipStrategy):
         models = self.edges(state, round).sent()
         return Traffic(up=models * state.x.shape[1] * state.x.element_size() * 8, down=0)
 
-    @abstractmethod
     def edges(self, state: Any, round: Round) -> Edges:
         """The mixing weights of this round."""
+        return self.mixing(round.t, round.who, state.key)
 
 
 def finish(exchange: Exchange, mixed: Tensor) -> Tensor:

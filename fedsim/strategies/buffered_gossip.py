@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fedsim.mixing import Edges, senders
+from fedsim.strategies.gossip import begin, left
 from fedsim.strategy import GossipStrategy, Round, Traffic, Work
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class BufferedGossip(GossipStrategy):
         return State(x, torch.zeros_like(x), torch.zeros(len(p), dtype=torch.int64, device=x.device), None, None)
 
     def send(self, s: State, who: Tensor) -> Work:
-        velocity = None if s.velocity is None else s.velocity[who]
-        return Work(s.x[who], velocity=velocity, ask=frozenset({"velocity"}) if self.keep_momentum else frozenset())
+        return begin(s, who, self.keep_momentum)
 
     def edges(self, who: Tensor) -> Edges:
         """Whose models reach whom when `who` [k] send: the neighbours, with weight 1, and diagonal the degrees [n]."""
@@ -80,10 +80,7 @@ class BufferedGossip(GossipStrategy):
         """The next state; a correction is applied to every average."""
         import torch
 
-        if "velocity" in r.told:
-            velocity = torch.zeros_like(s.x) if s.velocity is None else s.velocity
-            velocity[r.who] = r.told["velocity"]
-            s = s._replace(velocity=velocity)
+        s = s._replace(velocity=left(s, r))
         if not len(r.who):
             return s
         x = s.x.index_add_(0, r.who, r.delta)

@@ -56,9 +56,6 @@ class ChocoSGD(Averaging):
         x = one_each(x, p)
         return State(x, x.new_zeros(x.shape), key)
 
-    def edges(self, s: State, r: Round) -> Edges:
-        return self.mixing(r.t, r.who, s.key)
-
     def exchange(self, s: State, r: Round) -> tuple[Exchange, State]:
         W, half = self.edges(s, r), adapted(s.x, r)
         q = self.compressor(half[r.who] - s.hat[r.who], keyed.fold(s.key, "compress", r.t, r.who))

@@ -19,73 +19,46 @@ diverged with 20 %, where gradient tracking still converged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
-from fedsim.mixing import Edges, Metropolis, Mixing
-from fedsim.strategies.gossip import adapted, keeps_the_mean, longest, one_each, per
-from fedsim.strategy import Averaging, Exchange, Round, Work
+from fedsim.mixing import Edges
+from fedsim.strategies.gossip import Corrected, Tracked, adapted, longest, per
+from fedsim.strategy import Exchange, Round
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DENSE = 512  # nodes up to which all eigenvalues are found
-
-
-class State(NamedTuple):
-    x: Tensor  # [n, P]
-    c: Tensor  # [n, P]  what is added to the node's gradients; sums to 0
-    key: int
-
 
 def smallest_eigenvalue(edges: Edges) -> float:
     """λ_min of a symmetric W. Raises ValueError if it is not symmetric."""
-    import numpy as np
-    import torch
-    from scipy.sparse import csr_array
-    from scipy.sparse.linalg import eigsh
+    from fedsim.spectrum import as_matrix, bottom
 
-    n, here = len(edges.diagonal), torch.device("cpu")
-    i, j, w, own = (part.to(here).numpy() for part in (edges.i, edges.j, edges.w, edges.diagonal))
-    W = csr_array((w, (i, j)), shape=(n, n)) + csr_array((own, (np.arange(n), np.arange(n))), shape=(n, n))
+    W = as_matrix(edges)
     if abs(W - W.T).max() > 1e-12:
         raise ValueError("D2 needs symmetric weights, and these are not; take mixing = metropolis")
-    if n <= DENSE:
-        return float(np.linalg.eigvalsh(W.toarray())[0])
-    first = np.random.default_rng(0).normal(size=n)  # Lanczos starts from a stream of its own otherwise
-    return float(eigsh(W, k=1, which="SA", v0=first, return_eigenvectors=False, tol=1e-8)[0])
+    return bottom(W)
 
 
 @dataclass(frozen=True)
-class D2(Averaging):
+class D2(Corrected):
     """Undoes what averaging did to a node's own gradient: no bias. Tang et al., ICML 2018 (1803.07068)"""
 
-    mixing: Mixing = Metropolis()
     plain: ClassVar[str | None] = "it takes back what plain averaging did"
 
-    def __post_init__(self) -> None:
-        keeps_the_mean("D2", self.mixing)
-
-    def init(self, x: Tensor, p: Tensor, key: int = 0) -> State:
+    def init(self, x: Tensor, p: Tensor, key: int = 0) -> Tracked:
         import torch
 
-        x = one_each(x, p)
-        least = smallest_eigenvalue(self.mixing(0, torch.arange(len(x), device=x.device), key))
+        least = smallest_eigenvalue(self.mixing(0, torch.arange(len(p), device=x.device), key))
         if least <= -1 / 3 + 1e-9:
             raise ValueError(
                 f"D2 needs weights whose smallest eigenvalue is above -1/3, here it is {least:.5f}: take "
                 "ExactDiffusion, which is D2 with (I + W)/2, or another topology"
             )
-        return State(x, x.new_zeros(x.shape), key)
+        return Corrected.init(self, x, p, key)
 
-    def send(self, s: State, who: Tensor) -> Work:
-        return Work(s.x[who], shift=s.c[who])
-
-    def edges(self, s: State, r: Round) -> Edges:
-        return self.mixing(r.t, r.who, s.key)
-
-    def exchange(self, s: State, r: Round) -> tuple[Exchange, State]:
+    def exchange(self, s: Tracked, r: Round) -> tuple[Exchange, Tracked]:
         return Exchange(adapted(s.x, r), self.edges(s, r), None), s
 
-    def settle(self, s: State, r: Round, x: Tensor) -> State:
+    def settle(self, s: Tracked, r: Round, x: Tensor) -> Tracked:
         undone = s.x[r.who] + r.delta - x[r.who]  # φ − x
-        return s._replace(x=x, c=s.c.index_add_(0, r.who, per(undone, longest("D2", r))))
+        return s._replace(x=x, c=s.c.index_add_(0, r.who, per(undone, longest(type(self).__name__, r))))

@@ -14,46 +14,26 @@ units of gradients. An absent node keeps x_i and m_i.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
-from fedsim.mixing import Edges, Metropolis, Mixing
-from fedsim.strategies.gossip import adapted, averages, longest, momentum, one_each, per, spread
-from fedsim.strategy import Averaging, Exchange, Round
+from fedsim.strategies.gossip import Momentum, Rolling, adapted, longest, per, spread
+from fedsim.strategy import Exchange, Round
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class State(NamedTuple):
-    x: Tensor  # [n, P]
-    m: Tensor  # [n, P]
-    key: int
-
-
 @dataclass(frozen=True)
-class DecentLaM(Averaging):
+class DecentLaM(Momentum):
     """Momentum of steps and averaging together, which adds no bias. Yuan et al., ICCV 2021 (2104.11981)"""
 
-    mixing: Mixing = Metropolis()
-    beta: float = 0.9
     plain: ClassVar[str | None] = "its momentum holds what plain averaging does"
 
-    def __post_init__(self) -> None:
-        averages("DecentLaM", self.mixing)
-        momentum(self.beta)
-
-    def init(self, x: Tensor, p: Tensor, key: int = 0) -> State:
-        x = one_each(x, p)
-        return State(x, x.new_zeros(x.shape), key)
-
-    def edges(self, s: State, r: Round) -> Edges:
-        return self.mixing(r.t, r.who, s.key)
-
-    def exchange(self, s: State, r: Round) -> tuple[Exchange, State]:
+    def exchange(self, s: Rolling, r: Round) -> tuple[Exchange, Rolling]:
         rolling = -longest("DecentLaM", r) * self.beta * s.m[r.who]
         return Exchange(adapted(s.x, r), self.edges(s, r), spread(rolling, r, len(s.x))), s
 
-    def settle(self, s: State, r: Round, x: Tensor) -> State:
+    def settle(self, s: Rolling, r: Round, x: Tensor) -> Rolling:
         import torch
 
         span = longest("DecentLaM", r)

@@ -10,19 +10,15 @@ the paper's text was not at hand.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from fedsim.mixing import Edges, Mixing, Neighbour
+from fedsim.strategies.dpsgd import State
+from fedsim.strategies.gossip import begin, left, one_each, spread
 from fedsim.strategy import Averaging, Exchange, Round, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class State(NamedTuple):
-    x: Tensor  # [n, P]
-    velocity: Tensor | None  # [n, P]  local momentum; None until a client reports one
-    key: int
 
 
 @dataclass(frozen=True)
@@ -38,23 +34,15 @@ class DeltaSum(Averaging):
             raise ValueError(f"scale must be above 0, got {self.scale}")
 
     def init(self, x: Tensor, p: Tensor, key: int = 0) -> State:
-        return State(x if x.ndim == 2 else x.expand(len(p), -1).clone(), None, key)
+        return State(one_each(x, p), None, key)
 
     def send(self, s: State, who: Tensor) -> Work:
-        velocity = None if s.velocity is None else s.velocity[who]
-        return Work(s.x[who], velocity=velocity, ask=frozenset({"velocity"}) if self.keep_momentum else frozenset())
-
-    def edges(self, s: State, r: Round) -> Edges:
-        return self.mixing(r.t, r.who, s.key)
+        return begin(s, who, self.keep_momentum)
 
     def exchange(self, s: State, r: Round) -> tuple[Exchange, State]:
         import torch
 
-        velocity = s.velocity
-        if "velocity" in r.told:
-            velocity = s.x.new_zeros(s.x.shape) if velocity is None else velocity
-            velocity[r.who] = r.told["velocity"]
         edges = self.edges(s, r)
-        moves = torch.zeros_like(s.x).index_copy_(0, r.who, r.delta)
+        moves = spread(r.delta, r, len(s.x))
         every = Edges(edges.i, edges.j, (edges.i != edges.j).to(torch.float64), torch.ones_like(edges.diagonal))
-        return Exchange(s.x, edges, self.scale * every.apply(moves)), s._replace(velocity=velocity)
+        return Exchange(s.x, edges, self.scale * every.apply(moves)), s._replace(velocity=left(s, r))

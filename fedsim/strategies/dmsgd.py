@@ -13,44 +13,23 @@ two are the same. An absent node keeps x_i and m_i.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from fedsim.mixing import Edges, Metropolis, Mixing
-from fedsim.strategies.gossip import adapted, averages, momentum, one_each, spans
-from fedsim.strategy import Averaging, Exchange, Round, Work
+from fedsim.strategies.gossip import Momentum, Rolling, adapted, spans
+from fedsim.strategy import Exchange, Round, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class State(NamedTuple):
-    x: Tensor  # [n, P]
-    m: Tensor  # [n, P]
-    key: int
-
-
 @dataclass(frozen=True)
-class DmSGD(Averaging):
+class DmSGD(Momentum):
     """Decentralised SGD with momentum that is not averaged. See Yuan et al., ICCV 2021 (2104.11981)"""
 
-    mixing: Mixing = Metropolis()
-    beta: float = 0.9
-
-    def __post_init__(self) -> None:
-        averages("DmSGD", self.mixing)
-        momentum(self.beta)
-
-    def init(self, x: Tensor, p: Tensor, key: int = 0) -> State:
-        x = one_each(x, p)
-        return State(x, x.new_zeros(x.shape), key)
-
-    def send(self, s: State, who: Tensor) -> Work:
+    def send(self, s: Rolling, who: Tensor) -> Work:
         return Work(s.x[who], shift=self.beta * s.m[who])
 
-    def edges(self, s: State, r: Round) -> Edges:
-        return self.mixing(r.t, r.who, s.key)
-
-    def exchange(self, s: State, r: Round) -> tuple[Exchange, State]:
+    def exchange(self, s: Rolling, r: Round) -> tuple[Exchange, Rolling]:
         import torch
 
         span = spans("DmSGD", r)

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fedsim.mixing import Edges, Metropolis, Mixing
-from fedsim.strategies.gossip import averages
+from fedsim.mixing import Metropolis, Mixing
+from fedsim.strategies.gossip import adapted, averages, begin, left, one_each, spread
 from fedsim.strategy import Averaging, Exchange, Round, Work
 
 if TYPE_CHECKING:
@@ -42,22 +42,14 @@ class DPSGD(Averaging):
             )
 
     def init(self, x: Tensor, p: Tensor, key: int = 0) -> State:
-        return State(x if x.ndim == 2 else x.expand(len(p), -1).clone(), None, key)
+        return State(one_each(x, p), None, key)
 
     def send(self, s: State, who: Tensor) -> Work:
-        velocity = None if s.velocity is None else s.velocity[who]
-        return Work(s.x[who], velocity=velocity, ask=frozenset({"velocity"}) if self.keep_momentum else frozenset())
-
-    def edges(self, s: State, r: Round) -> Edges:
-        return self.mixing(r.t, r.who, s.key)
+        return begin(s, who, self.keep_momentum)
 
     def exchange(self, s: State, r: Round) -> tuple[Exchange, State]:
-        velocity = s.velocity
-        if "velocity" in r.told:
-            velocity = s.x.new_zeros(s.x.shape) if velocity is None else velocity
-            velocity[r.who] = r.told["velocity"]
         if self.order == "atc":
-            models, rest = s.x.index_add(0, r.who, r.delta), None
+            models, rest = adapted(s.x, r), None
         else:
-            models, rest = s.x, s.x.new_zeros(s.x.shape).index_copy_(0, r.who, r.delta)
-        return Exchange(models, self.edges(s, r), rest), s._replace(velocity=velocity)
+            models, rest = s.x, spread(r.delta, r, len(s.x))
+        return Exchange(models, self.edges(s, r), rest), s._replace(velocity=left(s, r))

@@ -1,20 +1,37 @@
-"""What the gossip strategies share: nodes side by side, moves as mean gradients, and which averaging an algorithm
-needs. No paper of its own."""
+"""What the gossip strategies share: nodes side by side, local momentum that is kept, a momentum or a correction beside
+every model, moves as mean gradients, and which averaging an algorithm needs. No paper of its own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedsim.mixing import Metropolis, Mixing
+from fedsim.strategy import Averaging, Round, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from fedsim.mixing import Mixing
-    from fedsim.strategy import Round
 
 
 def one_each(x: Tensor, p: Tensor) -> Tensor:
     """A model per node [n, P], from one for all [P] or one for each [n, P]."""
     return x if x.ndim == 2 else x.expand(len(p), -1).clone()
+
+
+def begin(s: Any, who: Tensor, keep_momentum: bool) -> Work:
+    """What nodes are told that begin from their models x [n, P], and from the local momentum they are left with."""
+    velocity = None if s.velocity is None else s.velocity[who]
+    return Work(s.x[who], velocity=velocity, ask=frozenset({"velocity"}) if keep_momentum else frozenset())
+
+
+def left(s: Any, r: Round) -> Tensor | None:
+    """The local momentum [n, P] that nodes are left with after a round, written into the state's; None until a client
+    reports one."""
+    velocity: Tensor | None = s.velocity
+    if "velocity" in r.told:
+        velocity = s.x.new_zeros(s.x.shape) if velocity is None else velocity
+        velocity[r.who] = r.told["velocity"]
+    return velocity
 
 
 def adapted(x: Tensor, r: Round) -> Tensor:
@@ -65,7 +82,47 @@ def averages(name: str, mixing: Mixing) -> None:
         )
 
 
-def momentum(beta: float) -> None:
-    """Raises ValueError unless beta is in [0, 1)."""
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must be in [0, 1), got {beta}")
+class Rolling(NamedTuple):
+    x: Tensor  # [n, P]
+    m: Tensor  # [n, P]
+    key: int
+
+
+@dataclass(frozen=True)
+class Momentum(Averaging):
+    """Nodes with a momentum m_i of their own, 0 at first."""
+
+    mixing: Mixing = Metropolis()
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        averages(type(self).__name__, self.mixing)
+        if not 0 <= self.beta < 1:
+            raise ValueError(f"beta must be in [0, 1), got {self.beta}")
+
+    def init(self, x: Tensor, p: Tensor, key: int = 0) -> Rolling:
+        x = one_each(x, p)
+        return Rolling(x, x.new_zeros(x.shape), key)
+
+
+class Tracked(NamedTuple):
+    x: Tensor  # [n, P]
+    c: Tensor  # [n, P]  what is added to the node's gradients; sums to 0 over the nodes
+    key: int
+
+
+@dataclass(frozen=True)
+class Corrected(Averaging):
+    """Nodes that add a correction c_i of their own to every local gradient, 0 at first."""
+
+    mixing: Mixing = Metropolis()
+
+    def __post_init__(self) -> None:
+        keeps_the_mean(type(self).__name__, self.mixing)
+
+    def init(self, x: Tensor, p: Tensor, key: int = 0) -> Tracked:
+        x = one_each(x, p)
+        return Tracked(x, x.new_zeros(x.shape), key)
+
+    def send(self, s: Tracked, who: Tensor) -> Work:
+        return Work(s.x[who], shift=s.c[who])

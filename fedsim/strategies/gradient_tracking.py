@@ -26,46 +26,28 @@ It converged in our tests with 20 % of the nodes there at a time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fedsim.mixing import Edges, Metropolis, Mixing
-from fedsim.strategies.gossip import adapted, keeps_the_mean, one_each, per, spans, spread
-from fedsim.strategy import Averaging, Exchange, Round, Traffic, Work
+from fedsim.strategies.gossip import Corrected, Tracked, adapted, per, spans, spread
+from fedsim.strategy import Exchange, Round, Traffic
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-
-class State(NamedTuple):
-    x: Tensor  # [n, P]
-    c: Tensor  # [n, P]  from the node's own gradient to the tracked one; sums to 0
-    key: int
+    pass
 
 
 @dataclass(frozen=True)
-class GradientTracking(Averaging):
+class GradientTracking(Corrected):
     """Every node follows an estimate of the mean gradient: no bias. Nedić et al. 2016, Pu & Nedić 2018 (1805.11454)"""
 
-    mixing: Mixing = Metropolis()
     order: Literal["cta", "semi-atc", "atc"] = "semi-atc"
     plain: ClassVar[str | None] = "the tracked gradients belong to plain averages"
 
     def __post_init__(self) -> None:
         if self.order not in ("cta", "semi-atc", "atc"):
             raise ValueError(f"order must be 'cta', 'semi-atc' or 'atc', got {self.order!r}")
-        keeps_the_mean("GradientTracking", self.mixing)
+        Corrected.__post_init__(self)
 
-    def init(self, x: Tensor, p: Tensor, key: int = 0) -> State:
-        x = one_each(x, p)
-        return State(x, x.new_zeros(x.shape), key)
-
-    def send(self, s: State, who: Tensor) -> Work:
-        return Work(s.x[who], shift=s.c[who])
-
-    def edges(self, s: State, r: Round) -> Edges:
-        return self.mixing(r.t, r.who, s.key)
-
-    def exchange(self, s: State, r: Round) -> tuple[Exchange, State]:
+    def exchange(self, s: Tracked, r: Round) -> tuple[Exchange, Tracked]:
         edges, span = self.edges(s, r), spans("GradientTracking", r)
         u = per(-r.delta, span)
         mixed = edges.apply(spread(u, r, len(s.x)))[r.who]
@@ -76,6 +58,6 @@ class GradientTracking(Averaging):
             return Exchange(s.x.index_add(0, r.who, -span * mixed), edges, None), s
         return Exchange(adapted(s.x, r), edges, None), s
 
-    def traffic(self, s: State, r: Round) -> Traffic:
-        up, down = Averaging.traffic(self, s, r)
+    def traffic(self, s: Tracked, r: Round) -> Traffic:
+        up, down = Corrected.traffic(self, s, r)
         return Traffic(2 * up, down)  # x and y

@@ -11,47 +11,26 @@ is the shift, β m) and x − x⁺ is the whole turn's way. An absent node keeps
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from fedsim.mixing import Edges, Metropolis, Mixing
-from fedsim.strategies.gossip import adapted, averages, longest, momentum, one_each, per
-from fedsim.strategy import Averaging, Exchange, Round, Work
+from fedsim.strategies.gossip import Momentum, Rolling, adapted, longest, per
+from fedsim.strategy import Exchange, Round, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class State(NamedTuple):
-    x: Tensor  # [n, P]
-    m: Tensor  # [n, P]
-    key: int
-
-
 @dataclass(frozen=True)
-class QGDSGDm(Averaging):
+class QGDSGDm(Momentum):
     """Momentum of the model's way through the network, QG-DSGDm. Lin et al., ICML 2021 (2102.04761)"""
 
-    mixing: Mixing = Metropolis()
-    beta: float = 0.9
-
-    def __post_init__(self) -> None:
-        averages("QGDSGDm", self.mixing)
-        momentum(self.beta)
-
-    def init(self, x: Tensor, p: Tensor, key: int = 0) -> State:
-        x = one_each(x, p)
-        return State(x, x.new_zeros(x.shape), key)
-
-    def send(self, s: State, who: Tensor) -> Work:
+    def send(self, s: Rolling, who: Tensor) -> Work:
         return Work(s.x[who], shift=self.beta * s.m[who])
 
-    def edges(self, s: State, r: Round) -> Edges:
-        return self.mixing(r.t, r.who, s.key)
-
-    def exchange(self, s: State, r: Round) -> tuple[Exchange, State]:
+    def exchange(self, s: Rolling, r: Round) -> tuple[Exchange, Rolling]:
         return Exchange(adapted(s.x, r), self.edges(s, r), None), s
 
-    def settle(self, s: State, r: Round, x: Tensor) -> State:
+    def settle(self, s: Rolling, r: Round, x: Tensor) -> Rolling:
         import torch
 
         span, m = longest("QGDSGDm", r), s.m[r.who]
