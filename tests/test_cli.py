@@ -338,7 +338,7 @@ def test_help_is_light(arguments: tuple[str, ...], texts: tuple[str, ...]) -> No
         assert text in ran.stdout
 
 
-@pytest.mark.parametrize("kind", cli.KINDS)
+@pytest.mark.parametrize("kind", cli.listing.KINDS)
 def test_lists(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         cli.main(["list", kind])

@@ -1,19 +1,15 @@
-"""The command line. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130.
-
-With FEDSIM_DEBUG set in the environment a mistake is a traceback instead.
-"""
+"""fedsim run"""
 
 from __future__ import annotations
 
 import math
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsim import __version__
+from fedsim.cli.base import app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,36 +19,6 @@ if TYPE_CHECKING:
     from fedsim.compare import Event, Finished
     from fedsim.experiment import Experiment
     from fedsim.record import RunFolder
-
-KINDS = ("strategies", "weights", "mixing", "participation", "probabilities", "topologies", "data", "models",
-         "partitions", "lr-schedules", "compressors")  # fmt: skip
-_FAMILY = {"strategies": "strategy", "models": "model", "partitions": "partition", "lr-schedules": "lr-schedule",
-           "compressors": "compressor"}  # fmt: skip
-
-app = typer.Typer(
-    invoke_without_command=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Simulate federated and gossip learning on one machine, and compare strategies fairly.",
-)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"fedsim {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 @app.command(
@@ -289,208 +255,3 @@ def _results(experiment: Experiment, finished: list[Finished]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
-
-
-@app.command(
-    "participation",
-    help="Draw who is there when, as `fedsim run` does, and report it: rates, gaps between participations, "
-    "autocorrelation, inequality, and what they have to do with the clients' data. Nothing is trained. The folder gets "
-    "report.json, the schedule and figures. In place of an experiment, a schedule that a run left (.npz) will do.",
-    short_help="Draw and report who is there when, without training.",
-)
-def participation_(
-    experiment: Annotated[
-        Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment file, or schedule.npz.")
-    ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: participation.memory=0.1. Repeatable."),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="SEED", min=0, help="Whose schedule. Default: the first of run.seeds.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="The folder. Default: runs/NAME-participation-DATE-TIME.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where data files are sought. Default: FEDSIM_DATA, else ./data."),
-    ] = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON, and write no files unless --out is given.")
-    ] = False,
-) -> None:
-    from fedsim.experiment import load
-    from fedsim.record import default_folder
-    from fedsim.report import participation as report
-
-    if experiment.suffix == ".npz":
-        if set_ or seed is not None or data_dir is not None:
-            raise ValueError(f"{experiment} is drawn already; --set, --seed and --data-dir go with an experiment file")
-        made, name = None, experiment.stem
-    else:
-        made = load(experiment, set_ or ())
-        made = made if data_dir is None else made.with_data_dir(data_dir)
-        name = made.name
-    folder = out
-    if folder is None and not json_:
-        folder = default_folder(f"{name}-participation")
-    if folder is not None:
-        report.check(folder)
-    _participation(made, experiment, name, seed, folder, json_)
-
-
-def _participation(
-    made: Experiment | None, path: Path, name: str, seed: int | None, folder: Path | None, as_json: bool
-) -> None:
-    """Draw, report and write down."""
-    import json
-
-    from fedsim.participation import Schedule
-    from fedsim.report import participation as report
-
-    if made is None:
-        schedule, title = Schedule.load(path), name
-        found = report.describe(schedule)
-    else:
-        seed = made.run.seeds[0] if seed is None else seed
-        world = report.world(made, seed)
-        schedule, title = world.schedule, f"{name}, seed {seed}"
-        found = {"experiment": name, "seed": seed, **report.describe(schedule, world)}
-    if folder is not None:
-        report.write(folder, schedule, found, seed)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2, allow_nan=False))
-        return
-    from rich.console import Console
-
-    screen = Console(highlight=False)
-    screen.width = screen.width if screen.is_terminal else max(screen.width, 120)
-    for part in report.page(found, title):
-        screen.print(part)
-    typer.echo(f"folder: {folder}")
-
-
-@app.command(
-    "new",
-    help="Make a folder to begin with. app: an experiment as a Flower app, for flwr run.",
-)
-def new_(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="What to make: app.")],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where; must not be there yet.")],
-) -> None:
-    if kind != "app":
-        raise ValueError(f'there is nothing new called "{kind}"; known: app')
-    from fedsim.flower import new
-
-    new.app(folder)
-    typer.echo(f"{folder}: edit experiment.toml, then see README.md")
-
-
-@app.command(
-    "list",
-    help="List what an experiment file can name: one line each, and the paper.",
-)
-def list_(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of: {', '.join(KINDS)}.")],
-) -> None:
-    from fedsim import resolve
-    from fedsim.experiment import names, summary
-
-    if kind not in KINDS:
-        raise ValueError(f'there is no list of "{kind}"{resolve.nearest(kind, KINDS)}')
-    if kind == "topologies":
-        from fedsim import topology
-
-        lines = {name: recipe.description for name, recipe in topology.recipes().items()}
-    else:
-        lines = {name: summary(cls) for name, cls in names(_FAMILY.get(kind, kind)).items()}
-    if kind == "strategies":
-        lines = {name: lines[name] for name in sorted(lines, key=str.casefold)}
-    width = max(map(len, lines))
-    for name, line in lines.items():
-        typer.echo(f"{name:<{width}}  {line}")
-    if kind == "strategies":
-        from fedsim.experiment import bundled
-
-        for name, line in bundled.lines().items():
-            typer.echo(f"{name:<{width}}  {line}")
-
-
-topology_ = typer.Typer(help="Look at a graph before mixing over it.")
-app.add_typer(topology_, name="topology")
-
-
-@topology_.callback()
-def _topology() -> None:
-    """Commands about graphs."""
-
-
-@topology_.command(
-    "show",
-    help="What there is to know about a graph: nodes, edges, degrees, diameter, components, and how fast averaging "
-    "with Metropolis weights agrees on it. With --out also a picture, PNG and SVG.",
-    short_help="A graph in numbers and as a picture.",
-)
-def show(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME|FILE", help="A recipe (fedsim list topologies), a graph file, networkx:NAME or file.py:name."
-        ),
-    ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="n=50, seed=1 or a parameter such as degree=6. Repeatable."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write NAME.png, NAME.svg and NAME.json there.")
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, in full precision.")] = False,
-) -> None:
-    import json
-
-    from fedsim import topology
-    from fedsim.experiment.overrides import override
-
-    given: dict[str, Any] = {}
-    for change in set_ or ():
-        override(given, change)
-    graph = topology.read(name, **topology.split(name, given))
-    from fedsim.report import topology as report
-
-    found = report.describe(graph)
-    text = json.dumps(found, indent=2)
-    typer.echo(text if json_ else "\n".join(report.lines(name, found)))
-    if out is not None:
-        file = topology.short(name)
-        out.mkdir(parents=True, exist_ok=True)
-        report.draw(graph, file, out, file)
-        (out / f"{file}.json").write_text(text + "\n", encoding="utf-8")
-        typer.echo(f"picture: {out / f'{file}.png'}", err=json_)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command `fedsim`."""
-    import click
-
-    try:
-        code = app(arguments, prog_name="fedsim", standalone_mode=False)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        code = 130
-    except click.ClickException as error:
-        code = _refuse(error.format_message())
-    except (ValueError, OSError) as error:
-        if os.environ.get("FEDSIM_DEBUG"):
-            raise
-        code = _refuse(str(error))
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _refuse(text: str) -> int:
-    typer.echo(f"fedsim: {' '.join(text.split())}", err=True)
-    return 2
-
-
-if __name__ == "__main__":
-    main()

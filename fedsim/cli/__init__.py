@@ -1,0 +1,38 @@
+"""The command line. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130.
+
+With FEDSIM_DEBUG set in the environment a mistake is a traceback instead. One file per command; `base` is the whole.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from fedsim.cli import listing, new, participation, run, topology  # in the order of `fedsim --help`
+from fedsim.cli.base import app
+
+__all__ = ["app", "listing", "main", "new", "participation", "run", "topology"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command `fedsim`."""
+    import click
+
+    try:
+        code = app(arguments, prog_name="fedsim", standalone_mode=False)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        code = 130
+    except click.ClickException as error:
+        code = _refuse(error.format_message())
+    except (ValueError, OSError) as error:
+        if os.environ.get("FEDSIM_DEBUG"):
+            raise
+        code = _refuse(str(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(text: str) -> int:
+    typer.echo(f"fedsim: {' '.join(text.split())}", err=True)
+    return 2
