@@ -46,6 +46,7 @@ class Played(NamedTuple):
     strategy: str  # the label
     seed: int
     round: int  # 1, 2, ...: how many are over
+    present: int  # how many took part
 
 
 class Measured(NamedTuple):
@@ -298,7 +299,7 @@ def _run(
                 metrics |= getattr(step, "metrics", {})
                 history[done] = metrics
                 yield Measured(entry.label, seed, done, metrics)
-            yield Played(entry.label, seed, done)
+            yield Played(entry.label, seed, done, k)
         left = _error(world, entry, strategy, step, history[rounds], book) if experiment.run.optimum else None
     except ValueError as error:
         yield Failed(entry.label, seed, done, str(error))

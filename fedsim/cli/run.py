@@ -153,7 +153,7 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
                             screen.print(
                                 f"seed {seed}: {moved} examples moved to clients that the partition had left empty"
                             )
-                    case compare.Played(strategy, seed, _):
+                    case compare.Played(strategy, seed, _, present):
                         progress.update(bar, advance=1, description=f"seed {seed}, {strategy}")
                     case compare.Measured():
                         record.measured(*event)
