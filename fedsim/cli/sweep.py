@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,10 @@ LISTED = 60  # cells in the summary
 
 
 @app.command(
-    help="Cross an experiment over lists and ranges of its keys, and run every cell as `fedsim run` would. The keys are "
-    "named in a table [sweep] of the file or with --over, or have a list where one value goes. All cells are checked "
-    "before anything runs, and share their seeds: common random numbers. A sweep that was cut short goes on where it "
-    "was. The folder gets a run folder for every cell, index.csv, and heat maps.",
+    help="Cross an experiment over lists and ranges of its keys, and run every cell as `fedsim run` would. The keys "
+    "are named in a table [sweep] of the file or with --over, or have a list where one value goes. All cells are "
+    "checked before anything runs, and share their seeds: common random numbers. A sweep that was cut short "
+    "goes on where it was. The folder gets a run folder for every cell, index.csv, and heat maps.",
     short_help="Cross an experiment over lists and ranges of its keys, with heat maps.",
 )
 def sweep(
@@ -206,8 +207,6 @@ def _best(grid: Grid) -> Table:
     table.add_column("mean", justify="right")
     if grid.seeds > 1:
         table.add_column("no worse", overflow="fold")
-    import itertools
-
     places = list(itertools.product(*map(range, grid.shape)))
     for place in places[:LISTED]:
         standings = grid.standings(place)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PANELS = 12  # heat maps in a figure
+CELL = 0.64  # inches, its width at least
 GREY = "#666666"
 
 
@@ -70,10 +71,10 @@ def figures(grid: Grid, against: str) -> Iterator[tuple[str, Figure]]:
         if others:
             yield "differences", _lines(grid, against)
         return
-    for i, page in enumerate(_pages(panels(grid, None))):
-        yield "values" if i == 0 else f"values-{i + 1}", _maps(grid, page, None)
-    for i, page in enumerate(_pages(panels(grid, against))):
-        yield "differences" if i == 0 else f"differences-{i + 1}", _maps(grid, page, against)
+    for name, base in (("values", None), ("differences", against)):
+        every = panels(grid, base)
+        for page, start in enumerate(range(0, len(every), PANELS)):
+            yield f"{name}-{page + 1}" if page else name, _maps(grid, every[start : start + PANELS], every, base)
 
 
 def _title(grid: Grid) -> str:
@@ -86,8 +87,13 @@ def _caption(grid: Grid, against: str | None, shown: str) -> str:
     if against is None:
         return f"{late} and over {seeds}{shown}" if grid.seeds > 1 else f"{late}, {seeds}{shown}"
     if grid.seeds < 2:
-        return f"{late}, {seeds}: no interval"
-    return f"{late}, difference seed by seed, mean of {seeds}{shown}"
+        return f"{_title(grid).lower()}, {late}: difference of {seeds}, no interval{shown}"
+    return f"{_title(grid).lower()}, {late}: difference seed by seed, mean of {seeds}{shown}"
+
+
+def _below(drawn: Figure, text: str, inches: float) -> None:
+    """What a figure shows, in small type below it."""
+    drawn.supxlabel("\n".join(textwrap.wrap(text, int(inches * 15))), fontsize=8, color=GREY)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,29 +107,46 @@ def _lines(grid: Grid, against: str | None) -> Figure:
     axes = drawn.subplots()
     styles, ends = pens(grid.strategies), {}
     ((name,), (values,)) = grid.names, grid.values
-    places = [float(v) for v in values] if numeric(values) else [float(i) for i in range(len(values))]
-    for label in grid.strategies:
-        if label == against:
-            continue
+    line = numeric(values) and len(values) > 1  # names have no distance: points with bars
+    places = [float(v) for v in values] if line else [float(i) for i in range(len(values))]
+    labels = [label for label in grid.strategies if label != against]
+    for k, label in enumerate(labels):
         points = _band(grid, label, against)
         there = [i for i in range(len(values)) if i in points]
         if not there:
             continue
         mean, low, high = (np.array([points[i][j] for i in there]) for j in range(3))
         x, pen = [places[i] for i in there], styles[label]
-        axes.fill_between(x, low, high, color=pen.colour, alpha=0.13, linewidth=0)
-        axes.plot(x, mean, color=pen.colour, linestyle=pen.dash, marker="o", markersize=4, mec="white", mew=0.7)
+        dash = pen.dash if line else "none"
+        if line:
+            axes.fill_between(x, low, high, color=pen.colour, alpha=0.13, linewidth=0)
+        else:  # side by side
+            x = [at + (k - (len(labels) - 1) / 2) * min(0.12, 0.7 / len(labels)) for at in x]
+            axes.vlines(x, low, high, color=pen.colour, alpha=0.35, linewidth=2.2)
+        axes.plot(
+            x,
+            mean,
+            "o",
+            color=pen.colour,
+            linestyle=dash,
+            markersize=4.5,
+            mec="white",
+            mew=0.7,
+            clip_on=False,
+            zorder=3,
+        )
         ends[label] = (x[-1], float(mean[-1]))
     axes.set_title(_title(grid) if against is None else f"{_title(grid)}: difference from {against}")
     if against is not None:
         axes.axhline(0, color=GREY, linewidth=0.9)
-    _along(axes, name, values, places)
+    _along(axes, name, values, places, line)
     axes.margins(y=0.08)
     axes.set_ylim(axes.get_ylim())
     if ends:
         label_ends(axes, ends, styles)
-    band = "; band: lowest to highest seed" if against is None else "; band: 95 % interval (Student t)"
-    drawn.supxlabel(_caption(grid, against, band if grid.seeds > 1 else ""), fontsize=8, color=GREY)
+    shape = "band" if line else "bar"
+    band = f"; {shape}: lowest to highest seed" if against is None else f"; {shape}: 95 % interval (Student t)"
+    _below(drawn, _caption(grid, against, band if grid.seeds > 1 else ""), 6.4)
     return drawn
 
 
@@ -140,24 +163,29 @@ def _band(grid: Grid, label: str, against: str | None) -> dict[int, tuple[float,
     return out
 
 
-def _along(axes: Axes, name: str, values: Sequence[Any], places: Sequence[float]) -> None:
+def _along(axes: Axes, name: str, values: Sequence[Any], places: Sequence[float], line: bool) -> None:
     """The axis below: a tick at every value, logarithmic where the values are geometric."""
     from matplotlib.ticker import NullLocator
 
-    if geometric(values):
+    log = line and geometric(values)
+    if log:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
     words = [word(value) for value in values]
     axes.set_xticks(places, words)
-    axes.set_xlabel(f"{name}, log scale" if geometric(values) else name)
-    if len(places) > 1:
-        axes.set_xlim(places[0], places[-1])
+    axes.set_xlabel(f"{name}, log scale" if log else name)
+    axes.set_xlim(*((places[0], places[-1]) if line else (-0.5, len(places) - 0.5)))
     _tilt(axes, words, 5.0)
 
 
+def _tilted(words: Sequence[str], inches: float) -> bool:
+    """Whether words would not fit side by side below an axis of that many inches."""
+    return max(len(each) + 2 for each in words) * len(words) * 0.072 > inches
+
+
 def _tilt(axes: Axes, words: Sequence[str], inches: float) -> None:
-    """Turn the words below an axis where side by side they would not fit into that many inches."""
-    if sum(len(each) + 2 for each in words) * 0.072 > inches:
+    """Turn the words below an axis where they would not fit."""
+    if _tilted(words, inches):
         axes.tick_params(axis="x", labelrotation=35)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
@@ -191,19 +219,15 @@ def panels(grid: Grid, against: str | None) -> list[Panel]:
             pairs = zip(grid.names[2:], grid.values[2:], rest, strict=True)
             where = [f"{name} = {word(values[i])}" for name, values, i in pairs]
             who = label if against is None else f"{label} − {against}"
-            out.append(Panel(", ".join([who, *where]), numbers.T, clear.T, partly.T))
+            out.append(Panel("\n".join([who, ", ".join(where)]).strip(), numbers.T, clear.T, partly.T))
     return out
 
 
-def _pages(found: Sequence[Panel]) -> list[Sequence[Panel]]:
-    return [found[i : i + PANELS] for i in range(0, len(found), PANELS)]
-
-
-def _maps(grid: Grid, page: Sequence[Panel], against: str | None) -> Figure:
+def _maps(grid: Grid, page: Sequence[Panel], every: Sequence[Panel], against: str | None) -> Figure:
+    """A page of heat maps, on the scale of every one there is."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    every = panels(grid, against)  # one scale for all pages
     finite = np.concatenate([panel.numbers[np.isfinite(panel.numbers)] for panel in every])
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     if against is not None:
@@ -216,16 +240,21 @@ def _maps(grid: Grid, page: Sequence[Panel], against: str | None) -> Figure:
         ("cividis" if better else "cividis_r") if against is None else ("PuOr_r" if better else "PuOr"),
     )
     form = _form(low, high, against is not None)
-    columns = min(len(page), 4, max(1, len(grid.strategies) - (against is not None)))
+    labels = max(1, len(grid.strategies) - (against is not None))
+    columns = min(len(page), labels if labels < 6 else 4)
     rows = math.ceil(len(page) / columns)
-    wide = max(2.1, 0.58 * grid.shape[0] + 0.25)
-    drawn = figure(wide * columns + 1.6, (0.42 * grid.shape[1] + 1.0) * rows + 0.5)
+    wide = max(2.1, CELL * grid.shape[0] + 0.25)
+    width = max(wide * columns + 1.6, 4.5)
+    letters, words = int(wide * 12), [word(value) for value in grid.values[0]]
+    heads = max(len(_wrapped(panel.title, letters)) for panel in page)
+    feet = 0.055 * max(map(len, words)) if _tilted(words, CELL * len(words)) else 0.0
+    drawn = figure(width, max((0.42 * grid.shape[1] + 0.75 + 0.17 * heads + feet) * rows + 0.6, 2.9))
     every_axes = drawn.subplots(rows, columns, squeeze=False).ravel()
     for i, axes in enumerate(every_axes):
         if i >= len(page):
             axes.set_visible(False)
             continue
-        _heat(axes, grid, page[i], colours, form, int(wide * 13))
+        _heat(axes, grid, page[i], colours, form, letters)
         if i % columns == 0:
             axes.set_ylabel(grid.names[1])
         else:
@@ -233,16 +262,18 @@ def _maps(grid: Grid, page: Sequence[Panel], against: str | None) -> Figure:
     bar = drawn.colorbar(colours, ax=list(every_axes), fraction=0.05, pad=0.02, aspect=18)
     bar.outline.set_visible(False)
     bar.ax.grid(False)
-    title = _title(grid) if against is None else f"{_title(grid)}: difference"
-    bar.set_label(title + ("" if better else " (low is good)"))
-    drawn.supxlabel(_legend(grid, page, against), fontsize=8, color=GREY)
+    if against is None:
+        bar.set_label(_title(grid) + ("" if better else " (low is good)"))
+    else:
+        bar.set_label("difference (orange: better)")
+    _below(drawn, _legend(grid, page, against), width)
     return drawn
 
 
 def _legend(grid: Grid, page: Sequence[Panel], against: str | None) -> str:
     shown = ""
     if against is not None and grid.seeds > 1:
-        shown += "; dot: its 95 % interval (Student t) leaves 0 out,\nwhich 1 cell in 20 does by chance"
+        shown += "; dot: its 95 % interval (Student t) leaves 0 out, as 1 cell in 20 does by chance"
     if any(panel.partly.any() for panel in page):
         shown += "; *: not of all seeds"
     if any(np.isnan(panel.numbers).any() for panel in page):
@@ -261,13 +292,15 @@ def _form(low: float, high: float, signed: bool) -> str:
 def _heat(axes: Axes, grid: Grid, panel: Panel, colours: Any, form: str, letters: int) -> None:
     """One heat map with its numbers."""
     (columns, rows), names = grid.values[:2], grid.names
-    axes.imshow(panel.numbers, origin="lower", aspect="auto", cmap=colours.get_cmap(), norm=colours.norm)
-    axes.set_title("\n".join(textwrap.wrap(panel.title, max(letters, 12))), fontsize=9)
+    edges = [np.arange(len(each) + 1) - 0.5 for each in (columns, rows)]
+    masked = np.ma.masked_invalid(panel.numbers)
+    axes.pcolormesh(*edges, masked, cmap=colours.get_cmap(), norm=colours.norm, edgecolors="white", linewidth=1.2)
+    axes.set_title("\n".join(_wrapped(panel.title, letters)), fontsize=9)
     words = [word(value) for value in columns]
     axes.set_xticks(range(len(columns)), words)
     axes.set_yticks(range(len(rows)), [word(value) for value in rows])
     axes.set_xlabel(names[0])
-    _tilt(axes, words, 0.58 * len(columns))
+    _tilt(axes, words, CELL * len(columns))
     axes.tick_params(length=0)
     axes.grid(False)
     for spine in axes.spines.values():
@@ -279,10 +312,14 @@ def _heat(axes: Axes, grid: Grid, panel: Panel, colours: Any, form: str, letters
             continue
         red, green, blue, _ = colours.to_rgba(value)
         ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-        text = form.format(value) + ("*" if panel.partly[y, x] else "")
+        text = form.format(value).replace("-", "−") + ("*" if panel.partly[y, x] else "")
         axes.text(x, y, text, ha="center", va="center", color=ink, fontsize=8)
         if panel.clear[y, x]:
             axes.plot(x + 0.4, y + 0.33, "o", color=ink, markersize=3.2, mew=0)
+
+
+def _wrapped(text: str, letters: int) -> list[str]:
+    return [line for part in text.splitlines() for line in textwrap.wrap(part, letters)]
 
 
 def _hatch(axes: Axes, x: int, y: int) -> None:

@@ -146,6 +146,12 @@ def short(paths: Sequence[str]) -> list[str]:
     return names
 
 
+def title(path: str) -> str:
+    """A path for the eye: its last key, with the one before where it lies deep, such as FedStale.beta."""
+    keys = steps(path)
+    return ".".join(keys[-2:] if len(keys) > 2 else keys[-1:])
+
+
 def word(value: Any) -> str:
     """A value in a few letters, for the eye: a number, a name, or a name with its settings."""
     if isinstance(value, float):

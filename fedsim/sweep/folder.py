@@ -78,10 +78,17 @@ def difference(there: Any, here: Any, place: str = "") -> str | None:
 @contextlib.contextmanager
 def opened(folder: Path, sweep: Sweep) -> Iterator[None]:
     """The folder with sweep.toml in it, and nobody else at work there. Raises OSError."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / FILE).exists():
-        write_atomically(folder / FILE, sweep.toml().encode())
+    try:
+        if not (folder / FILE).exists():
+            write_atomically(folder / FILE, sweep.toml().encode())
+    except OSError:
+        with contextlib.suppress(OSError):
+            for each in made:
+                each.rmdir()
+        raise
     with open(folder / FILE, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of when this process ends, however it ends
@@ -91,12 +98,14 @@ def opened(folder: Path, sweep: Sweep) -> Iterator[None]:
 
 
 def state(folder: Path, cell: Cell, work: Work) -> dict[str, Any] | None:
-    """What a cell that is over left in its result.json, or {"refused": why}; None for one that is not over."""
+    """What a cell left in its result.json, and why it was "refused", if it was; None for a cell that is not over."""
     try:
         mark = json.loads((folder / cell.name / MARKER).read_text(encoding="utf-8"))
+        path = folder / cell.name / "result.json"
         if mark.get("refused"):
-            return {"refused": mark["refused"]}
-        result: dict[str, Any] = json.loads((folder / cell.name / "result.json").read_text(encoding="utf-8"))
+            there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
+            return {**there, "refused": mark["refused"]}
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return result if len(result["runs"]) + len(result.get("failed", [])) == work.runs else None
@@ -143,11 +152,10 @@ def _rows(result: Mapping[str, Any] | None, work: Work) -> list[dict[str, Any]]:
     """A cell's lines: its runs in the order of the seeds and the strategies, or one line of why there are none."""
     if result is None:
         return [{"status": "waiting"}]
-    if "refused" in result:
-        return [{"status": "failed", "reason": result["refused"]}]
     rows = [{"status": "finished", **run} for run in result["runs"]]
     rows += [{"status": "failed", **run} for run in result.get("failed", ())]
-    return sorted(rows, key=lambda row: (work.seeds.index(row["seed"]), work.strategies.index(row["strategy"])))
+    rows.sort(key=lambda row: (work.seeds.index(row["seed"]), work.strategies.index(row["strategy"])))
+    return rows + ([{"status": "failed", "reason": result["refused"]}] if "refused" in result else [])
 
 
 def read_index(folder: str | Path) -> list[dict[str, str]]:

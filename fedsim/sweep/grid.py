@@ -16,7 +16,7 @@ import numpy as np
 
 from fedsim import paired, resolve
 from fedsim.merit import higher_is_better
-from fedsim.sweep.axes import ordered, short
+from fedsim.sweep.axes import ordered, title
 from fedsim.sweep.folder import FILE, HEAD, read_index
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Place = tuple[int, ...]  # of a cell: where it lies on each axis
 class Grid(NamedTuple):
     """A metric's late means in all cells, by place; the values of an axis in the order they are drawn."""
 
-    names: tuple[str, ...]  # of the axes, short
+    names: tuple[str, ...]  # of the axes
     values: tuple[tuple[Any, ...], ...]  # of the axes
     metric: str
     strategies: tuple[str, ...]
@@ -91,7 +91,7 @@ def read(folder: Path, metric: str | None = None) -> Grid | None:
         if row[metric] and math.isfinite(float(row[metric])):
             found.setdefault(place, {}).setdefault(row["strategy"], {})[int(row["seed"])] = float(row[metric])
     return Grid(
-        tuple(short(list(sweep))),
+        tuple(map(title, sweep)),
         tuple(tuple(each[i] for i in order) for each, order in zip(values, orders, strict=True)),
         metric,
         tuple(dict.fromkeys(row["strategy"] for row in rows if row["strategy"])),

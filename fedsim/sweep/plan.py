@@ -182,12 +182,23 @@ def _lists(document: dict[str, Any], folder: Path, known: Sequence[Axis]) -> lis
             place = (*mistake.place, mistake.key) if mistake.key else mistake.place
             if any(_inside(place, other) for each in (*known, *found) for other in each.places):
                 return found  # a list among an axis's values: its cell says so
-            path = ".".join(map(str, place))
+            path = _said(document, place)
             found.append(axis(document, path, at(document, place), path))
         except ValueError:
             return found  # the cells say so
         else:
             return found
+
+
+def _said(document: Mapping[str, Any], place: Place) -> str:
+    """The path to a place, a strategy by its label where that will do."""
+    keys = [str(key) for key in place]
+    if place[0] == "strategy" and len(place) > 2:
+        label = document["strategy"][place[1]].get("label", document["strategy"][place[1]].get("name"))
+        keys[1] = (
+            label if isinstance(label, str) and "." not in label and place[2] not in ("label", "name") else keys[1]
+        )
+    return ".".join(keys)
 
 
 def _inside(place: Place, other: Place) -> bool:
