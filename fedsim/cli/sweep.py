@@ -199,14 +199,14 @@ def _best(grid: Grid) -> Table:
 
     caption = f"{grid.metric.replace('_', ' ')}, mean over the last fifth of the rounds"
     if grid.seeds > 1:
-        caption += f" and {grid.seeds} seeds; no worse: nobody is clearly better (paired, 95 %)"
+        caption += f" and {grid.seeds} seeds; paired comparisons, 95 %"
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     for name in grid.names:
         table.add_column(name.replace("[", r"\["))
     table.add_column("best")
     table.add_column("mean", justify="right")
     if grid.seeds > 1:
-        table.add_column("no worse", overflow="fold")
+        table.add_column("not clearly worse", overflow="fold")
     places = list(itertools.product(*map(range, grid.shape)))
     for place in places[:LISTED]:
         standings = grid.standings(place)

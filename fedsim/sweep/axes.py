@@ -166,9 +166,14 @@ def word(value: Any) -> str:
 
 def folder_name(number: int, cells: int, names: Sequence[str], values: Sequence[Any]) -> str:
     """What a cell's folder is called, such as 003-alpha=0.1,beta=0.5: letters, digits and -._=+, alone."""
-    said = ",".join(f"{name}={word(value)}" for name, value in zip(names, values, strict=True))
-    safe = re.sub(r"[^A-Za-z0-9._=+,-]+", "-", said)[:80].strip("-.,")
-    return f"{number:0{max(3, len(str(cells - 1)))}d}-{safe}"
+    said = ",".join(f"{_safe(name)}={_safe(word(value))}" for name, value in zip(names, values, strict=True))
+    return f"{number:0{max(3, len(str(cells - 1)))}d}-{said[:80].rstrip('-.,')}"
+
+
+def _safe(text: str) -> str:
+    """Text with everything else than letters, digits and ._+- as a -, within it; a number keeps its sign."""
+    found = re.sub(r"[^A-Za-z0-9._+-]+", "-", text)
+    return found if found == text else found.strip("-")
 
 
 def ordered(values: Sequence[Any]) -> list[int]:
