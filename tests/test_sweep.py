@@ -201,6 +201,8 @@ def test_lists_where_lists_belong_are_no_axes(tmp_path: Path) -> None:
     """But they can be declared."""
     base = BASE.replace('{ name = "label-correlated", mean = 0.4, alpha = 1.0 }', "[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]")
     assert "there is nothing to sweep" in refused(tmp_path, base=base)
+    wrong = refused(tmp_path, base=base.replace("[4]", "[4.5, 8]"))
+    assert wrong == "[task.model] hidden must be a list of whole numbers, got [4.5, 8]"
     found = made(tmp_path, '"task.model.hidden" = [[4], [4, 8]]\n"run.seeds" = [[1], [2, 3]]', base=base)
     assert [cell.name for cell in found.cells] == [
         "000-hidden=4,seeds=1", "001-hidden=4,seeds=2-3", "002-hidden=4-8,seeds=1", "003-hidden=4-8,seeds=2-3"
@@ -283,10 +285,12 @@ def test_the_resolved_file_is_the_same_sweep(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "sweep.toml").write_text(found.toml())
     again = sweep.load(tmp_path / "elsewhere" / "sweep.toml")
-    assert again.toml() == found.toml()
+    whole = found.toml()
+    assert again.toml() == whole
     for one, other in zip(found.cells, again.cells, strict=True):
         assert one == other
         assert found.experiment(one).toml() == again.experiment(other).toml()
+    assert found.toml() == whole
 
 
 @pytest.mark.parametrize(
@@ -330,7 +334,7 @@ def grid(*values: tuple[Any, ...], metric: str = "test_accuracy", seeds: int = 4
     for place in itertools.product(*(range(len(each)) for each in values)):
         luck = rng.standard_normal(seeds)
         found[place] = {
-            label: {s: 0.5 + 0.05 * i * sum(place) + 0.1 * luck[s] + 0.01 * rng.standard_normal() for s in range(seeds)}
+            label: {s: 0.5 + 0.05 * i * sum(place) + 0.1 * luck[s] + 0.05 * rng.standard_normal() for s in range(seeds)}
             for i, label in enumerate(labels)
         }
     del found[(1,) * len(values)]
@@ -344,6 +348,7 @@ def test_heat_maps_show_what_was_computed() -> None:
     with matplotlib.rc_context(RC):
         drawn = dict(maps.figures(given, "FedAvg"))
     assert set(drawn) == {"values", "differences"}
+    marked: list[bool] = []
     for name, labels in (("values", ("FedAvg", "FedStale", "MIFA")), ("differences", ("FedStale", "MIFA"))):
         figure = drawn[name]
         figure.canvas.draw()
@@ -370,6 +375,9 @@ def test_heat_maps_show_what_was_computed() -> None:
                 assert said.endswith("*") == (seeds < 4)
                 assert float(said.rstrip("*").replace("−", "-")) == pytest.approx(mean, abs=5.1e-4)
             assert dots == clear
+            marked += [(a, b) in clear for a, b in texts]
+        assert any(marked) == (name == "differences")
+        assert not all(marked)
         assert [text.get_text() for text in shown[0].get_yticklabels()] == ["0", "0.5"]
         assert [text.get_text() for text in shown[0].get_xticklabels()] == ["0.1", "1", "10"]
 

@@ -122,6 +122,8 @@ def load(
         name = document.get("name", path.stem)
         axes += _lists(document, path.parent, axes)
         _apart(axes, changed)
+        if not axes:
+            parse(document, path.parent)  # what is wrong with it comes first
     except Mistake as mistake:
         raise located(mistake, str(path), changed) from mistake
     if not axes:
