@@ -274,14 +274,15 @@ def test_mistakes_on_the_command_line(tmp_path: Path, given: dict[str, Any], sai
     assert said in refused(tmp_path, **given)
 
 
-def test_the_resolved_file_is_the_same_sweep(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [{}, {"data_dir": Path("data")}, {"overrides": ["task.data-dir=data"]}])
+def test_the_resolved_file_is_the_same_sweep(tmp_path: Path, given: dict[str, Any]) -> None:
     """Also from elsewhere: with the folder its files are sought from."""
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\nfrom fedsim.strategies import FedAvg\n\n@dataclass(frozen=True)\n"
         "class Half(FedAvg):\n    '''Half.'''\n    share: float = 0.5\n"
     )
     base = BASE.replace('"FedAvg"', '"mine.py:Half"\nshare = [0.1, 0.2]')
-    found = made(tmp_path, base=base, over=["run.rounds={from=2, to=4, count=2}"], data_dir=Path("data"))
+    found = made(tmp_path, base=base, over=["run.rounds={from=2, to=4, count=2}"], **given)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "sweep.toml").write_text(found.toml())
     again = sweep.load(tmp_path / "elsewhere" / "sweep.toml")
@@ -291,6 +292,7 @@ def test_the_resolved_file_is_the_same_sweep(tmp_path: Path) -> None:
         assert one == other
         assert found.experiment(one).toml() == again.experiment(other).toml()
     assert found.toml() == whole
+    assert tomllib.loads(whole)["run"]["rounds"] == 2  # an axis's first value, whatever cells were made since
 
 
 @pytest.mark.parametrize(
