@@ -182,12 +182,19 @@ def blown(results: Results, metric: str) -> list[Run]:
 
 
 def spent(results: Results) -> dict[str, dict[Run, Curve]]:
-    """What runs cost, by currency: "bytes" (up and down) and "seconds", against the round; a currency that some
-    finished run does not tell of is left out."""
+    """What runs cost, by currency: "bytes" (up and down) and "seconds", against the round; a currency that is not known
+    at every evaluation of every finished run is left out."""
+    evaluated: dict[Run, set[int]] = {run: set() for run in results.rounds}
+    for m in results.measurements:
+        if m.round:
+            evaluated[m.strategy, m.seed].add(m.round)
     up, down = (merit.curves(results.measurements, name) for name in ("bytes_up", "bytes_down"))
     both = {run: Curve(up[run].rounds, up[run].values + down[run].values) for run in up if run in down}
-    found = {"bytes": both, "seconds": results.seconds}
-    return {name: each for name, each in found.items() if results.rounds and all(run in each for run in results.rounds)}
+    return {
+        name: each
+        for name, each in {"bytes": both, "seconds": results.seconds}.items()
+        if evaluated and all(run in each and rounds <= set(each[run].rounds) for run, rounds in evaluated.items())
+    }
 
 
 def default_target(results: Results, metric: str) -> float | None:

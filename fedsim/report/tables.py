@@ -279,7 +279,7 @@ def _place_notes(values: By, level: float) -> list[str]:
         return []
     return [
         f"Strategies share places where the {100 * level:g} % interval of their paired difference holds 0. "
-        f"{_compared(valued * (valued - 1) // 2, level)} Emphasised: nobody is clearly better, somebody is clearly worse."
+        f"{_compared(valued * (valued - 1) // 2, level)} Emphasised: nobody is clearly better, somebody clearly worse."
     ]
 
 
