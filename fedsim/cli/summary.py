@@ -71,8 +71,8 @@ def _cells(table: Table, column: Column) -> list[str]:
 
 
 def _head(table: Table, column: Column) -> list[str]:
-    """The heading in lines about as wide as the cells, 9 letters at least."""
-    return textwrap.wrap(column.heading, max(9, *map(len, _cells(table, column))), break_long_words=False)
+    """The heading in lines about as wide as the cells, 10 letters at least."""
+    return textwrap.wrap(column.heading, max(10, *map(len, _cells(table, column))), break_long_words=False)
 
 
 def _drawn(table: Table, columns: Sequence[Column]) -> Drawn:
