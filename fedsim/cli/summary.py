@@ -72,6 +72,8 @@ def _cells(table: Table, column: Column) -> list[str]:
 
 def _head(table: Table, column: Column) -> list[str]:
     """The heading in lines about as wide as the cells, 10 letters at least."""
+    if column.key == "first":  # a − b stays together
+        return [column.heading]
     return textwrap.wrap(column.heading, max(10, *map(len, _cells(table, column))), break_long_words=False)
 
 
@@ -82,7 +84,7 @@ def _drawn(table: Table, columns: Sequence[Column]) -> Drawn:
 
     from fedsim.report.table import emphasised
 
-    drawn = Drawn(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    drawn = Drawn(box=box.SIMPLE_HEAD, header_style="", show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
     for column in columns:
         head = Text("\n".join(_head(table, column)), justify="right" if column.form else "left")
         drawn.add_column(
