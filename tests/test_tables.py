@@ -145,6 +145,12 @@ def test_the_target_is_what_all_that_get_anywhere_reach(tmp_path: Path) -> None:
     assert of.default_target(results, "test_accuracy") is None
     assert "rounds_to" not in rank_table(results).rows[0]
     assert targets_table(results).rows == []
+    blown = {label: [*each, [0.1, math.nan, 0.9, 0.9, 0.9]] for label, each in THREE.items()}  # the fourth seeds
+    results = of.gather(folder(tmp_path / "blown", blown, seeds=(1, 2, 3, 4)))
+    assert of.default_target(results, "test_accuracy") == pytest.approx(0.5)
+    said = rank_table(results).notes
+    assert "Area is known for c_2 in 3 of 4 seeds, a in 3 of 4 seeds, b in 3 of 4 seeds." in said
+    assert not [note for note in said if "not counted" in note]  # the late mean is known
 
 
 def test_the_target_of_a_loss_is_rounded_up(tmp_path: Path) -> None:
@@ -205,6 +211,11 @@ def test_pairs_with_the_best_and_with_a_baseline(three: Path) -> None:
     assert named.columns[0].heading == "strategy − c_2"
     with pytest.raises(ValueError, match='no strategy "bb" to compare with; did you mean'):
         paired_table(three, against="bb")
+    with pytest.raises(ValueError, match="or ask for every pair, not both"):
+        paired_table(three, against="b", every=True)
+    for table in (lambda: rank_table(three, target=math.nan), lambda: targets_table(three, targets=[math.inf])):
+        with pytest.raises(ValueError, match=r"a target is a level of test accuracy, such as 0\.8"):
+            table()
 
 
 def test_every_pair_and_holm(three: Path) -> None:
@@ -218,6 +229,8 @@ def test_every_pair_and_holm(three: Path) -> None:
         (row["first"], row["second"]))) in best}  # fmt: skip
     assert min(row["p_holm"] for row in table.rows) == pytest.approx(3 * smallest)
     assert min(row["p_holm"] for row in paired_table(three, against="c_2").rows) == pytest.approx(2 * smallest)
+    assert "over 2 pairs" in " ".join(paired_table(three, against="c_2").notes)
+    assert "over 3 pairs" in " ".join(paired_table(three).notes)
     assert "3 pairs, not adjusted" in " ".join(table.notes)
     assert "2 pairs, not adjusted" in " ".join(paired_table(three).notes)
 
@@ -273,6 +286,7 @@ def test_no_run_is_dropped_in_silence(tmp_path: Path) -> None:
     assert not pairs["a − gone"]["clear"]
     assert said == [note for note in paired_table(run).notes if "not counted" in note]
     assert as_csv(table).count("\n") == 6
+    assert "nan" not in as_csv(table)
 
 
 def test_a_metric_that_some_runs_lack_is_said(tmp_path: Path) -> None:

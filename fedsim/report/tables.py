@@ -65,7 +65,7 @@ def rank_table(
     for one in standings:
         row: dict[str, Any] = {"strategy": one.strategy, "place": _place(one.best, one.worst) if one.seeds else "-"}
         row |= {"best": one.best, "worst": one.worst, "seeds": one.seeds}
-        row["leads"] = bool(one.seeds) and one.best == 1 and one.worst < valued
+        row["leads"] = one.best == 1 and one.worst < valued
         rows.append(row)
     columns = [Column("strategy", "strategy", strong=True), Column("place", "place")]
     notes = [*_late_notes(results, metric, level), *_few(values), *_place_notes(values, level)]
@@ -74,16 +74,19 @@ def rank_table(
     if target is not None:
         columns += _targets(rows, results, metric, target)
         notes.append(_target_note(results, metric, target))
+    holes: list[str] = []
     for title, figures in (("area", of.areas(results, metric)), ("drop", of.drops(results, metric))):
         columns.append(_add(rows, title, figures, metric, level, points=title == "drop"))
+        holes += _holes(results, title, figures, values)
     notes += ["Area: mean height of the curve over all rounds.", "Drop: from the best evaluation to the late mean."]
     known = of.metrics(results)
     others = [name for name in (*SECONDARY, *([] if "test_accuracy" in known else WITHOUT_CLASSES)) if name in known]
     for name in others:
         if name != metric:
-            columns.append(_add(rows, name, of.late(results, name), name, level))
-            notes += _holes(results, name)
-    notes += _losses(results, metric)
+            figures = of.late(results, name)
+            columns.append(_add(rows, name, figures, name, level))
+            holes += _holes(results, title_of(name), figures, values)
+    notes += [*holes, *_losses(results, metric)]
     return Table(f"Who stands where: {title_of(metric)}, late mean", columns, rows, notes)
 
 
@@ -102,6 +105,8 @@ def paired_table(
     metric = of.chosen(results, metric)
     values = of.late(results, metric)
     everyone = paired.differences(values, metric, level)
+    if against is not None and every:
+        raise ValueError("give a strategy to compare with or ask for every pair, not both")
     if against is not None and against not in values:
         raise ValueError(f'there is no strategy "{against}" to compare with{resolve.nearest(against, values)}')
     named = against is not None
@@ -212,6 +217,8 @@ def _digits(rows: Sequence[Mapping[str, Any]], low: str, high: str, scale: float
 
 def _targets(rows: Sequence[dict[str, Any]], results: Results, metric: str, target: float) -> list[Column]:
     """Puts into the rows what it took to reach a target, and in how many seeds."""
+    if not math.isfinite(target):
+        raise ValueError(f"a target is a level of {title_of(metric)}, such as 0.8, got {target}")
     higher = merit.higher_is_better(metric)
     curves = merit.curves(results.measurements, metric)
     spent = of.spent(results)
@@ -311,15 +318,14 @@ def _target_note(results: Results, metric: str, target: float) -> str:
     return f"To {level}: the first evaluation at or {side} it, median over the seeds; never is later than all."
 
 
-def _holes(results: Results, metric: str) -> list[str]:
-    """Which strategies have fewer values of a metric than finished runs."""
-    values = of.late(results, metric)
-    short = []
-    for label in results.labels:
-        runs = sum(1 for run in results.rounds if run[0] == label)
-        if len(values[label]) < runs:
-            short.append(f"{label} in {len(values[label])} of {runs} seeds")
-    return [f"{title_of(metric).capitalize()} is known for {', '.join(short)}."] if short else []
+def _holes(results: Results, title: str, figures: By, values: By) -> list[str]:
+    """Which strategies have a figure for fewer seeds than the late mean."""
+    short = [
+        f"{label} in {len(figures[label])} of {len(values[label])} seeds"
+        for label in results.labels
+        if len(figures[label]) < len(values[label])
+    ]
+    return [f"{title.capitalize()} is known for {', '.join(short)}."] if short else []
 
 
 def _losses(results: Results, metric: str) -> list[str]:
