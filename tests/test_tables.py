@@ -285,6 +285,9 @@ def test_no_run_is_dropped_in_silence(tmp_path: Path) -> None:
     assert pairs["a − gone"]["seeds"] == 0
     assert not pairs["a − gone"]["clear"]
     assert said == [note for note in paired_table(run).notes if "not counted" in note]
+    assert "holds 0: 3 pairs, not adjusted." in " ".join(table.notes)  # of a, b and c_2
+    assert "2 pairs, not adjusted" in " ".join(paired_table(run).notes)
+    assert "over 3 pairs" in " ".join(paired_table(run).notes)
     assert as_csv(table).count("\n") == 6
     assert "nan" not in as_csv(table)
 

@@ -68,7 +68,7 @@ def rank_table(
         row["leads"] = one.best == 1 and one.worst < valued
         rows.append(row)
     columns = [Column("strategy", "strategy", strong=True), Column("place", "place")]
-    notes = [*_late_notes(results, metric, level), *_few(values), *_place_notes(values, level)]
+    notes = [*_late_notes(results, metric, level), *_few(values), *_place_notes(values, metric, level)]
     columns.append(_add(rows, metric, values, metric, level)._replace(strong=True))
     target = of.default_target(results, metric) if target is None else target
     if target is not None:
@@ -147,7 +147,7 @@ def paired_table(
         f"paired differences) and the percentile bootstrap's, which is too narrow for few seeds.",
         "Worth: as many independent seeds of each strategy would give as narrow an interval. Correlation: of the two "
         "strategies' values over the seeds.",
-        *(_few(values) or [_adjusting(len(found), len(family), level)]),
+        *(_few(values) or [_adjusting(_compared(found), _compared(family), level)]),
         *_losses(results, metric),
     ]  # fmt: skip
     return Table(f"Paired comparison: {title_of(metric)}, late mean", columns, rows, notes)
@@ -283,14 +283,19 @@ def _late_notes(results: Results, metric: str, level: float) -> list[str]:
     return [f"Late mean: over the last fifth of {rounds}{spread}."]
 
 
-def _place_notes(values: By, level: float) -> list[str]:
-    valued = sum(1 for each in values.values() if each)
-    if valued < 2 or _few(values):
+def _place_notes(values: By, metric: str, level: float) -> list[str]:
+    pairs = paired.differences(values, metric, level)
+    if not _compared(pairs):
         return []
     return [
         f"Strategies share places where the {100 * level:g} % interval of their paired difference holds 0: "
-        f"{_pairs(valued * (valued - 1) // 2)}, not adjusted. Emphasised: nobody is clearly better, somebody worse."
+        f"{_pairs(_compared(pairs))}, not adjusted. Emphasised: nobody is clearly better, somebody is clearly worse."
     ]
+
+
+def _compared(pairs: Sequence[Difference]) -> int:
+    """Of how many pairs anything can be said: those with two common seeds."""
+    return sum(len(pair.seeds) > 1 for pair in pairs)
 
 
 def _few(values: By) -> list[str]:
