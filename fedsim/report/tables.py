@@ -41,6 +41,7 @@ TITLES = {
 SECONDARY = ("worst_class_accuracy", "worst_decile_accuracy", "least_decile_accuracy")
 WITHOUT_CLASSES = ("worst_decile_loss",)
 SHORT = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+SHARES = (0.5, 0.8, 0.9, 0.95)  # of the way from the start to the best
 By = Mapping[str, Mapping[int, float]]  # values by strategy and seed
 
 
@@ -70,10 +71,11 @@ def rank_table(
     columns = [Column("strategy", "strategy", strong=True), Column("place", "place")]
     notes = [*_late_notes(results, metric, level), *_few(values), *_place_notes(values, metric, level)]
     columns.append(_add(rows, metric, values, metric, level)._replace(strong=True))
+    default = target is None
     target = of.default_target(results, metric) if target is None else target
     if target is not None:
         columns += _targets(rows, results, metric, target)
-        notes.append(_target_note(results, metric, target))
+        notes.append(_target_note(metric, target, default))
     holes: list[str] = []
     for title, figures in (("area", of.areas(results, metric)), ("drop", of.drops(results, metric))):
         columns.append(_add(rows, title, figures, metric, level, points=title == "drop"))
@@ -156,14 +158,13 @@ def paired_table(
 def targets_table(
     *sources: str | Path | Results, metric: str | None = None, targets: Sequence[float] | None = None
 ) -> Table:
-    """Rounds, bytes and seconds to levels of the metric: to those given, else to half, four fifths and all of the way
-    from the start to `results.default_target`. A row for each level and strategy. Raises ValueError as `rank_table`."""
+    """Rounds, bytes and seconds to levels of the metric: to those given, else to SHARES of the way as
+    `results.default_target` has it. A row for each level and strategy. Raises ValueError as `rank_table`."""
     results = gather(*sources)
     metric = of.chosen(results, metric)
     if targets is None:
-        end, start = of.default_target(results, metric), _start(results, metric)
-        targets = [] if end is None else [float(f"{start + share * (end - start):.3g}") for share in (0.5, 0.8)]
-        targets += [] if end is None else [end]
+        levels = [of.default_target(results, metric, share) for share in SHARES]
+        targets = list(dict.fromkeys(level for level in levels if level is not None))
     rows: list[dict[str, Any]] = []
     columns: list[Column] = []
     for target in targets:
@@ -266,12 +267,6 @@ def _level(metric: str, target: float) -> str:
     return f"{100 * target:.4g} %" if _percent(metric) else f"{target:.4g}"
 
 
-def _start(results: Results, metric: str) -> float:
-    """The mean of the first evaluations."""
-    values = [float(curve.values[0]) for curve in merit.curves(results.measurements, metric).values()]
-    return float(np.mean([value for value in values if math.isfinite(value)]))
-
-
 # Notes ----------------------------------------------------------------------------------------------------------------
 
 
@@ -318,9 +313,10 @@ def _adjusting(shown: int, family: int, level: float) -> str:
     )
 
 
-def _target_note(results: Results, metric: str, target: float) -> str:
-    level, side = _level(metric, target), "above" if merit.higher_is_better(metric) else "below"
-    return f"To {level}: the first evaluation at or {side} it, median over the seeds; never is later than all."
+def _target_note(metric: str, target: float, default: bool) -> str:
+    way = ", nine tenths of the way from the start to the best mean curve's best" if default else ""
+    where = f"To {_level(metric, target)}{way}"
+    return f"{where}: at the first evaluation there, median over the seeds (never is later than all)."
 
 
 def _holes(results: Results, title: str, figures: By, values: By) -> list[str]:
