@@ -47,6 +47,8 @@ class Bar:
 
     def played(self, strategy: str, seed: int, round: int, present: int) -> None:
         """A run has played its `round`-th round, in which `present` clients took part."""
+        if self._progress.disable:
+            return
         self._present[strategy, seed] = present
         self._progress.advance(self._trained, present)
         side, mean = len(self._present), sum(self._present.values()) / len(self._present)
