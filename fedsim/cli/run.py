@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 @app.command(
     help="Run every strategy of an experiment file with every seed, on the same data, clients and presence. The run "
-    "folder gets the resolved experiment, which runs again as it is, metrics.csv as it grows, result.json and figures. "
-    "Mistakes in the file are found before anything is computed or written.",
+    "folder gets the resolved experiment, which runs again as it is, metrics.csv as it grows, result.json, figures and "
+    "report.html. Mistakes in the file are found before anything is computed or written.",
     short_help="Run every strategy of an experiment file with every seed, and compare.",
 )
 def run(
@@ -131,6 +131,7 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
     from fedsim import compare
     from fedsim.record import RunFolder, environment
     from fedsim.report import write_figures
+    from fedsim.report.page import write_page
 
     screen = Console(stderr=True, quiet=quiet)
     experiment = compare.settle(experiment)
@@ -173,6 +174,7 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
                         progress.update(bar, advance=experiment.run.rounds - round)
             progress.update(bar, description="drawing figures")
             write_figures(folder)
+            write_page(folder)
             progress.update(bar, description="done")
     except KeyboardInterrupt:
         if record is not None:
