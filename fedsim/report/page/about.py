@@ -10,12 +10,13 @@ import numpy as np
 
 from fedsim.report import results, tables
 from fedsim.report.page import figures
-from fedsim.report.page.blocks import Block, Code, Figures, Fold, Grid, Name, Section, Words
+from fedsim.report.page.blocks import Block, Code, Figures, Fold, Grid, Name, Section, Words, captioned
 from fedsim.report.page.compared import Verdict, grid
 from fedsim.report.page.gather import Story
 from fedsim.report.page.measures import bundles, listed, pen, several
 from fedsim.report.results import Results
 
+FEW = 8  # lines of a table of targets; more are folded away
 LISTED = 30  # lines of a table of what went wrong
 
 
@@ -27,11 +28,13 @@ def cost(story: Story, found: Results, told: Verdict | None) -> Section | None:
     blocks: list[Block] = []
     table = tables.targets_table(found, metric=told.metric, targets=None if story.target is None else [story.target])
     if table.rows:
-        blocks.append(grid(story, table))
+        made = grid(story, table)
+        few = len(table.rows) <= FEW
+        blocks.append(made if few else Fold(f"{made.caption}: {several(len(table.rows), 'line')}", [made]))
     shown = []
     for currency, scale, name, x_title in (
         ("bytes", 1e-6, "bytes", "MB sent, up and down"),
-        ("seconds", 1.0, "seconds", "Seconds of the run"),
+        ("seconds", 1.0, "seconds", "seconds of the run"),
     ):
         if currency not in spent:
             continue
@@ -46,7 +49,7 @@ def cost(story: Story, found: Results, told: Verdict | None) -> Section | None:
         if drawn is not None:
             shown.append(drawn)
     if shown:
-        blocks.append(Figures(shown))
+        blocks.insert(0, Figures(captioned(shown)))
     return Section("cost", "Communication and time", blocks) if blocks else None
 
 

@@ -52,7 +52,6 @@ class Figure(NamedTuple):
     title: str
     svg: str
     caption: str = ""
-    wide: bool = False
     kind: str = "figure"
 
 
@@ -62,6 +61,16 @@ class Figures(NamedTuple):
     each: Sequence[Figure]
     small: bool = False
     kind: str = "figures"
+
+
+def captioned(shown: Sequence[Figure]) -> list[Figure]:
+    """The figures without captions that an earlier one of them has: how to read a band is said once."""
+    said: set[str] = set()
+    out = []
+    for one in shown:
+        out.append(one._replace(caption="") if one.caption in said else one)
+        said.add(one.caption)
+    return out
 
 
 class Code(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedsim.report.clients import ON
 from fedsim.report.page import figures
-from fedsim.report.page.blocks import Block, Figure, Figures, Grid, Name, Section, Words
+from fedsim.report.page.blocks import Block, Figure, Figures, Grid, Name, Section, Words, captioned
 from fedsim.report.page.gather import Story
 from fedsim.report.page.measures import listed, pen
 
@@ -38,7 +38,7 @@ def served(story: Story) -> Section | None:
         Words(
             f"How well the last model serves every client, on the clients' own {on}. Left: those who take part least."
         ),
-        Figures([one for one in shown if one is not None]),
+        Figures(captioned([one for one in shown if one is not None])),
     ]
     if lost:
         blocks.append(Figures(lost))
@@ -92,7 +92,7 @@ def weights(story: Story) -> Section | None:
     )
     if left:
         text += f" Not for {listed(left)}: not linear in the updates."
-    return Section("weights", "Effective weights", [Words(text), Figures(found)])
+    return Section("weights", "Effective weights", [Words(text), Figures(captioned(found))])
 
 
 def _linear(story: Story, label: str) -> bool:
@@ -126,7 +126,7 @@ def network(story: Story) -> Section | None:
             blocks.append(Words(drawn, soft=True))
     if users and any(isinstance(one, Figure) and one.svg for one in shown):
         blocks.insert(0, Words(f"Who can talk to whom (seed {seed}), and how far the nodes' models are apart."))
-    return Section("network", "The network", [*blocks, Figures(shown)] if shown else blocks)
+    return Section("network", "The network", [*blocks, Figures(captioned(shown))] if shown else blocks)
 
 
 def _graphs(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:

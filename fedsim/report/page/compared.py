@@ -13,7 +13,7 @@ from fedsim.merit import Curve
 from fedsim.paired import Difference, Standing
 from fedsim.report import results, table, tables
 from fedsim.report.page import figures, words
-from fedsim.report.page.blocks import Block, Figure, Figures, Fold, Grid, Name, Section, Words
+from fedsim.report.page.blocks import Block, Facts, Figures, Fold, Grid, Name, Section, Words, captioned
 from fedsim.report.page.gather import Story
 from fedsim.report.page.measures import called, pen, primary, several, title
 from fedsim.report.results import Results
@@ -107,8 +107,6 @@ def _upper(text: str) -> str:
 
 def question(story: Story) -> Section:
     """The experiment in words."""
-    from fedsim.report.page.blocks import Facts
-
     return Section("question", "The question", [Words(words.question(story), lead=True), Facts(words.facts(story))])
 
 
@@ -137,7 +135,7 @@ def curves(story: Story) -> Section | None:
     rest = [each for metric in more if (each := figures.curve(story, metric)) is not None]
     if not shown and not rest:
         return None
-    blocks: list[Block] = [Figures(_captioned(shown or rest))]
+    blocks: list[Block] = [Figures(captioned(shown or rest))]
     if shown and rest:
         blocks.append(
             Fold(
@@ -145,11 +143,6 @@ def curves(story: Story) -> Section | None:
             )
         )
     return Section("curves", "Over the rounds", blocks)
-
-
-def _captioned(shown: Sequence[Figure]) -> list[Figure]:
-    """How to read a band is said once."""
-    return [each if i == 0 else each._replace(caption="") for i, each in enumerate(shown)]
 
 
 def differences(story: Story, told: Verdict | None) -> Section | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CELLS = 260  # of the heat map along each side; more are averaged
 SMALL = (330.0, 210.0)
+POSITIVE = ("test_loss", "train_objective", "client_loss")  # no interval of which goes below 0
 BAND = "Line: mean of the seeds; band: lowest to highest seed."
 
 
@@ -29,6 +30,7 @@ def curve(story: Story, metric: str, name: str = "curve") -> Figure | None:
     """A metric against the round."""
     every = bundles(story, metric)
     lines = [line(story, metric, label, own) for label, own in every.items()]
+    lines = [_agreed(one) if metric == "consensus_distance" else one for one in lines]
     lines = [one for one in lines if np.isfinite(one.y).any()]
     if not lines:
         return None
@@ -39,6 +41,15 @@ def curve(story: Story, metric: str, name: str = "curve") -> Figure | None:
         span=_span(metric, lines),
     )  # fmt: skip
     return Figure(heading, drawn, BAND if some else "")
+
+
+def _agreed(one: Line) -> Line:
+    """Without the first models where all nodes start from the same one: their distance, 0 but for rounding, would take
+    up all of a logarithmic scale."""
+    if len(one.y) < 2 or not one.y[0] < 1e-3 * np.nanmax(one.y):
+        return one
+    low, high = (None if each is None else each[1:] for each in (one.low, one.high))
+    return one._replace(x=one.x[1:], y=one.y[1:], low=low, high=high)
 
 
 def _ends(lines: Sequence[Line], metric: str, x: str = "round") -> str:
@@ -82,7 +93,8 @@ def finals(
         )
         interval = f" ({value(metric, one.low)} to {value(metric, one.high)})" if math.isfinite(one.low) else ""
         said.append(f"{one.strategy}: {text}{interval}")
-    drawn = shapes.dots(f"final-{metric}", f"{title(metric)} at the end", "; ".join(said) + ".", rows)
+    within = (0.0, 100.0) if scale == 100 else (0.0 if metric in POSITIVE else -math.inf, math.inf)
+    drawn = shapes.dots(f"final-{metric}", f"{title(metric)} at the end", "; ".join(said) + ".", rows, within=within)
     some = any(len(row.each) > 1 for row in rows)
     how = "Large dot: mean; bar: its 95 % interval; small dots: each seed." if some else "One seed, no interval."
     return Figure(f"{title(metric)}, mean of the last fifth of the rounds", drawn, how)
@@ -269,7 +281,7 @@ def presence(story: Story) -> Figure | None:
     heading = f"Who was present, seed {seed}"
     drawn = shapes.heat("presence", heading, said, shown, rounds, n, "Client, by participation")
     how = "A dot where a client is present" if shown.shape == (n, rounds) else "The darker, the more were present"
-    return Figure(heading, drawn, f"{said} {how}.", wide=True)
+    return Figure(heading, drawn, f"{said} {how}.")
 
 
 # Networks ------------------------------------------------------------------------------------------------------------
@@ -281,10 +293,9 @@ def network(graph: Any, name: str, users: str, place: int) -> Figure:
 
     facts = topology.describe(graph)
     degree = facts["degree"]
-    said = (
-        f"{several(facts['nodes'], 'node')}, {facts['edges']:,} edges, {degree['min']} to {degree['max']} neighbours "
-        f"each ({degree['mean']:.3g} on average)"
-    )
+    least, most = degree["min"], degree["max"]
+    neighbours = f"{least}" if least == most else f"{least} to {most} (mean {degree['mean']:.3g})"
+    said = f"{several(facts['nodes'], 'node')}, {facts['edges']:,} edges, {neighbours} neighbours each"
     if facts["connected"]:
         said += f", {facts['diameter']} steps across"
         if facts["rounds_to_consensus"] is not None:
@@ -314,9 +325,9 @@ def against(
     if far:  # a logarithm has no room for nothing spent
         lines = [one._replace(x=one.x[one.x > 0], y=one.y[one.x > 0]) for one in lines]
     drawn = svg.plot(
-        f"against-{name}", f"{title(metric)} against {x_title.lower()}", _ends(lines, metric, x_title), lines,
+        f"against-{name}", f"{title(metric)} against {x_title}", _ends(lines, metric, x_title), lines,
         x_title=x_title + (" (log scale)" if far else ""), log=metric in LOGARITHMIC, log_x=far,
         span=_span(metric, lines),
     )  # fmt: skip
     how = "Mean of the seeds." if len(story.seeds) > 1 else ""
-    return Figure(f"{title(metric)} against {x_title.lower()}" + (", %" if scale == 100 else ""), drawn, how)
+    return Figure(f"{title(metric)} against {x_title}" + (", %" if scale == 100 else ""), drawn, how)

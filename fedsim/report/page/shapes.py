@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,19 +26,27 @@ class Dot(NamedTuple):
 
 
 def dots(
-    name: str, title: str, says: str, rows: Sequence[Dot], *, zero: float | None = None, log: bool = False,
-    x_title: str = "", form: Callable[[float], str] | None = None,
-) -> str:  # fmt: skip
+    name: str,
+    title: str,
+    says: str,
+    rows: Sequence[Dot],
+    *,
+    zero: float | None = None,
+    x_title: str = "",
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> str:
     """Numbers one above another: a dot with its interval, a small dot for each of those it was made of, and in words at
-    the right (`Dot.text`)."""
+    the right (`Dot.text`). `within`: what the numbers can be; intervals end there."""
     step = 30.0
     left = min(max(len(row.label) for row in rows), 22) * LETTER + 14
     right = WIDTH - max(len(row.text) for row in rows) * LETTER - 12
     bottom = 14 + step * len(rows)
     every = [value for row in rows for value in (row.mean, row.low, row.high, *row.each)]
-    x = scale(every + ([] if zero is None else [zero]), left, right, log)
+    every = [min(max(value, within[0]), within[1]) for value in every if math.isfinite(value)]
+    x = scale(every + ([] if zero is None else [zero]), left, right)
+    x = replace(x, low=max(x.low, within[0]), high=min(x.high, within[1]))
     ticks = x.ticks(max(int((right - left) / 58), 2))
-    form = form or plain(ticks)
+    form = plain(ticks)
     parts = [f'<path class="grid" d="{"".join(f"M{x(value):.1f},8V{bottom:g}" for value in ticks)}"/>']
     parts += [text(x(value), bottom + 16, form(value)) for value in ticks]
     if x_title:
@@ -107,7 +116,7 @@ def heat(name: str, title: str, says: str, shares: Floats, x_span: float, y_span
     file = io.BytesIO()
     imsave(file, cells[::-1], format="png", metadata={"Software": ""}, pil_kwargs={"optimize": True})
     picture = base64.b64encode(file.getvalue()).decode()
-    wide, left, right, bottom = 640.0, 56.0, 630.0, 270.0
+    wide, left, right, bottom = WIDTH, 52.0, WIDTH - 8, 220.0
     x, y = Scale(0.0, max(x_span, 1.0), left, right), Scale(0.0, max(y_span, 1.0), bottom, 8.0)
     parts = [
         f'<image href="data:image/png;base64,{picture}" x="{left:g}" y="8" width="{right - left:g}" '

@@ -53,21 +53,20 @@ th:first-child, .text { text-align: left; }
 tbody th:not(.strong) { font-weight: 400; }
 tbody th { padding-left: 0; }
 thead th:first-child { padding-left: 0; }
+tbody th, thead th:first-child { position: sticky; left: 0; background: var(--bg); }
 .strong { font-weight: 650; }
 td.long { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.4rem 2rem;
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.4rem 2rem;
   margin: 1rem 0; }
-.small { grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
+.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }
 figure { margin: 0; min-width: 0; }
 figure.alone { max-width: 34rem; margin: 1rem 0; }
-figure.wide { max-width: 50rem; }
 figure h3 { font-size: 0.98rem; font-weight: 600; margin: 0 0 0.3rem; }
 figcaption { margin-top: 0.2rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible;
-  font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+  font: 11.5px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 svg text { fill: var(--ink); font-variant-numeric: tabular-nums; }
-svg .soft { fill: var(--soft); font-size: 11.5px; }
-svg .name { font-size: 12px; }
+svg .soft { fill: var(--soft); font-size: 0.96em; }
 svg .tiny { font-size: 8px; fill: var(--soft); }
 svg .grid { stroke: var(--line); stroke-width: 1; fill: none; }
 svg .zero { stroke: var(--soft); stroke-width: 1.2; fill: none; }
@@ -96,6 +95,7 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 0.8re
   dl { grid-template-columns: minmax(0, 1fr); gap: 0.1rem; }
   dd { margin-bottom: 0.6rem; }
   th, td { padding: 0.32rem 0.55rem; }
+  svg { font-size: 13px; }
 }
 @media print {
   :root { --bg: #ffffff; --ink: #000000; --soft: #444444; --line: #cccccc; --panel: #ffffff; --link: #000000;
@@ -118,7 +118,7 @@ TEMPLATE = """\
 {%- endmacro -%}
 {%- macro cell(value) -%}{% if value is string %}{{ value }}{% else %}{{ name(value) }}{% endif %}{%- endmacro -%}
 {%- macro figure(one, alone) -%}
-<figure class="{{ 'alone' if alone }}{{ ' wide' if one.wide }}"><h3>{{ one.title }}</h3>{{ one.svg | safe }}
+<figure class="{{ 'alone' if alone }}"><h3>{{ one.title }}</h3>{{ one.svg | safe }}
 {%- if one.caption %}<figcaption>{{ one.caption }}</figcaption>{% endif %}</figure>
 {%- endmacro -%}
 {%- macro render(block) -%}

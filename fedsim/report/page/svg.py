@@ -21,9 +21,9 @@ from fedsim.report.style import spread
 
 Floats = NDArray[np.float64]
 
-WIDTH, HEIGHT = 460.0, 290.0  # of a drawing, in the units of its viewBox: about a phone's pixels
+WIDTH, HEIGHT = 430.0, 275.0  # of a drawing, in the units of its viewBox: about a phone's pixels
 POINTS = 240  # of a curve; more are thinned out to what can be seen
-LETTER = 6.3  # how wide a letter is, about
+LETTER = 6.7  # how wide a letter is, about
 FEW = 4  # bands above which each is drawn fainter
 SHOWN = 17  # letters of a name beside a line
 
