@@ -73,7 +73,7 @@ def test_the_rank_table(three: Path) -> None:
     assert cells(table, "drop") == {"b": "0.0 ± 0.0", "a": "0.0 ± 0.0", "c_2": "0.0 ± 0.0"}
     assert cells(table, "area")["c_2"].startswith("27.5 ± ")  # (0.05 + 0.2 + 0.3 + 0.3 + 0.5 / 2) / 4
     assert cells(table, "worst_class_accuracy")["c_2"].startswith("25.0 ± ")
-    assert "3 pairs were compared, not adjusted" in " ".join(table.notes)
+    assert "holds 0: 3 pairs, not adjusted." in " ".join(table.notes)
 
 
 def test_nothing_is_emphasised_where_nothing_is_clear(tmp_path: Path) -> None:
@@ -218,8 +218,8 @@ def test_every_pair_and_holm(three: Path) -> None:
         (row["first"], row["second"]))) in best}  # fmt: skip
     assert min(row["p_holm"] for row in table.rows) == pytest.approx(3 * smallest)
     assert min(row["p_holm"] for row in paired_table(three, against="c_2").rows) == pytest.approx(2 * smallest)
-    assert "3 pairs were compared" in " ".join(table.notes)
-    assert "2 pairs were compared" in " ".join(paired_table(three).notes)
+    assert "3 pairs, not adjusted" in " ".join(table.notes)
+    assert "2 pairs, not adjusted" in " ".join(paired_table(three).notes)
 
 
 def test_one_seed_says_nothing_of_differences(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_one_seed_says_nothing_of_differences(tmp_path: Path) -> None:
     table, pairs = rank_table(run), paired_table(run)
     for one in (table, pairs):
         assert "With one seed nothing can be said of differences" in " ".join(one.notes)
-        assert "compared" not in " ".join(one.notes)
+        assert "not adjusted" not in " ".join(one.notes)
         assert "±" not in as_markdown(one)
     assert set(cells(table, "place").values()) == {"1–3"}
     assert cells(table, "test_accuracy") == {"b": "71.0", "a": "70.0", "c_2": "40.0"}

@@ -33,6 +33,9 @@ def report_(
     csv: Annotated[bool, typer.Option("--csv", help="Beside it the tables as CSV, in full precision.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Beside it the tables for LaTeX (booktabs).")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Beside it the tables in Markdown.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Beside it a folder for TensorBoard (needs the extra tensorboard).")
+    ] = False,
     baseline: Annotated[
         str | None, typer.Option(metavar="LABEL", help="The strategy to compare the others with. Default: the best.")
     ] = None,
@@ -68,6 +71,8 @@ def report_(
     for path, content in files.items():
         write_atomically(path, content.encode())
         typer.echo(f"{'report' if path == out else 'table'}: {path}")
+    if tensorboard:
+        typer.echo(f"tensorboard: {_tensorboard(story, out.parent / 'tensorboard')}")
 
 
 def _tables(story: Story, forms: list[str]) -> dict[str, str]:
@@ -88,3 +93,12 @@ def _tables(story: Story, forms: list[str]) -> dict[str, str]:
     }  # fmt: skip
     write = {"csv": tables.as_csv, "tex": tables.as_latex, "md": tables.as_markdown}
     return {f"{name}.{form}": write[form](table) for form in forms for name, table in made.items()}
+
+
+def _tensorboard(story: Story, to: Path) -> Path:
+    """The metrics of every run folder, of several in a folder each."""
+    from fedsim.report.tensorboard import write
+
+    for folder in story.folders:
+        write(folder.path, to if len(story.folders) == 1 else to / folder.path.resolve().name)
+    return to

@@ -77,16 +77,16 @@ def _read(folder: Path) -> Results:
             lost[run] = "not finished"
     labels = list(dict.fromkeys([*(m.strategy for m in measurements), *entries]))
     spent: dict[Run, dict[int, float]] = {}
-    for (strategy, seed, round), seconds in _times(folder).items():
+    for (strategy, seed, round), seconds in times(folder).items():
         spent.setdefault((strategy, seed), {})[round] = seconds
-    times = {
+    clocks = {
         run: Curve(np.array(sorted(points), dtype=np.int64), np.array([points[t] for t in sorted(points)]))
         for run, points in spent.items()
     }
-    return Results(labels, rounds, [m for m in measurements if (m.strategy, m.seed) in rounds], lost, times)
+    return Results(labels, rounds, [m for m in measurements if (m.strategy, m.seed) in rounds], lost, clocks)
 
 
-def _times(folder: Path) -> Mapping[tuple[str, int, int], float]:
+def times(folder: Path) -> Mapping[tuple[str, int, int], float]:
     """Seconds by (strategy, seed, round), where the folder has them."""
     read = getattr(record, "read_times", None)
     return {} if read is None else read(folder)

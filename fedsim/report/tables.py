@@ -76,7 +76,7 @@ def rank_table(
         notes.append(_target_note(results, metric, target))
     for title, figures in (("area", of.areas(results, metric)), ("drop", of.drops(results, metric))):
         columns.append(_add(rows, title, figures, metric, level, points=title == "drop"))
-    notes.append("Area: mean height of the curve over all rounds. Drop: from the best evaluation to the late mean.")
+    notes += ["Area: mean height of the curve over all rounds.", "Drop: from the best evaluation to the late mean."]
     known = of.metrics(results)
     others = [name for name in (*SECONDARY, *([] if "test_accuracy" in known else WITHOUT_CLASSES)) if name in known]
     for name in others:
@@ -142,7 +142,7 @@ def paired_table(
         f"paired differences) and the percentile bootstrap's, which is too narrow for few seeds.",
         "Worth: as many independent seeds of each strategy would give as narrow an interval. Correlation: of the two "
         "strategies' values over the seeds.",
-        *(_few(values) or [f"{_compared(len(found), level)} Holm's adjusted p, in the CSV, is over {len(family)}."]),
+        *(_few(values) or [_adjusting(len(found), len(family), level)]),
         *_losses(results, metric),
     ]  # fmt: skip
     return Table(f"Paired comparison: {title_of(metric)}, late mean", columns, rows, notes)
@@ -168,7 +168,10 @@ def targets_table(
     scale = 100.0 if _percent(metric) else 1.0
     plain = [column._replace(title=column.title.partition(" to ")[0]) for column in columns]
     head = [Column("target", title_of(metric), "%" if scale > 1 else "", ".4g", scale), Column("strategy", "strategy")]
-    notes = ["Median over the seeds; a seed that never got there is later than all.", *_losses(results, metric)]
+    notes = [
+        "The first evaluation at or past the level, median over the seeds; never is later than all.",
+        *_losses(results, metric),
+    ]
     if not rows:
         notes = ["No mean curve gets anywhere from its start, so there is no level to reach.", *notes[1:]]
     return Table(f"What it takes to reach a level of {title_of(metric)}", [*head, *plain], rows, notes)
@@ -232,7 +235,7 @@ def _targets(rows: Sequence[dict[str, Any]], results: Results, metric: str, targ
         most = max((row["seconds_to"] or 0.0 for row in rows), default=0.0)
         columns.append(Column("seconds_to", f"time to {shown}", "s", ".0f" if most >= 100 else ".1f"))
     if any(row["reached"] < row["runs"] for row in rows):
-        columns.append(Column("reached_of", "seeds that got there"))
+        columns.append(Column("reached_of", "got there"))
     return columns
 
 
@@ -278,8 +281,8 @@ def _place_notes(values: By, level: float) -> list[str]:
     if valued < 2 or _few(values):
         return []
     return [
-        f"Strategies share places where the {100 * level:g} % interval of their paired difference holds 0. "
-        f"{_compared(valued * (valued - 1) // 2, level)} Emphasised: nobody is clearly better, somebody clearly worse."
+        f"Strategies share places where the {100 * level:g} % interval of their paired difference holds 0: "
+        f"{_pairs(valued * (valued - 1) // 2)}, not adjusted. Emphasised: nobody is clearly better, somebody worse."
     ]
 
 
@@ -291,18 +294,21 @@ def _few(values: By) -> list[str]:
     return []
 
 
-def _compared(pairs: int, level: float) -> str:
-    """How many comparisons were made, and how many of them chance alone would call clear."""
-    what = "1 pair was compared" if pairs == 1 else f"{pairs} pairs were compared"
-    return f"{what}, not adjusted: of pairs without a difference {100 * (1 - level):g} % are called clear by chance."
+def _pairs(count: int) -> str:
+    return "1 pair" if count == 1 else f"{count} pairs"
+
+
+def _adjusting(shown: int, family: int, level: float) -> str:
+    """How many comparisons were made, and what chance alone makes of them."""
+    return (
+        f"{_pairs(shown)}, not adjusted: of pairs without a difference {100 * (1 - level):.3g} % are called clear by "
+        f"chance. Holm's adjusted p, in the CSV, is over {_pairs(family)}."
+    )
 
 
 def _target_note(results: Results, metric: str, target: float) -> str:
-    there = f"{'at least' if merit.higher_is_better(metric) else 'at most'} {_level(metric, target)}"
-    return (
-        f"To {_level(metric, target)}: the first evaluation of {there}, median over the seeds; a seed that never got "
-        f"there is later than all, - where half of them or more did not."
-    )
+    level, side = _level(metric, target), "above" if merit.higher_is_better(metric) else "below"
+    return f"To {level}: the first evaluation at or {side} it, median over the seeds; never is later than all."
 
 
 def _holes(results: Results, metric: str) -> list[str]:

@@ -53,6 +53,7 @@ th:first-child, .text { text-align: left; }
 tbody th:not(.strong) { font-weight: 400; }
 tbody th { padding-left: 0; }
 thead th:first-child { padding-left: 0; }
+tbody th { white-space: nowrap; }
 tbody th, thead th:first-child { position: sticky; left: 0; background: var(--bg); }
 .strong { font-weight: 650; }
 td.long { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
@@ -107,7 +108,8 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 0.8re
   .scroll, pre { overflow: visible; }
   pre { white-space: pre-wrap; }
   table { font-size: 8pt; }
-  th, td { padding: 0.2rem 0.4rem; white-space: normal; }
+  thead th, td { white-space: normal; }
+  th, td { padding: 0.2rem 0.4rem; }
   svg, .swatch { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 }
 """
