@@ -67,12 +67,13 @@ def report_(
         out = out / page.PAGE
     with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
+    board = _tensorboard(story, out.parent / "tensorboard") if tensorboard else None
     files = {out: text, **{out.parent / name: table for name, table in made.items()}}
     for path, content in files.items():
         write_atomically(path, content.encode())
         typer.echo(f"{'report' if path == out else 'table'}: {path}")
-    if tensorboard:
-        typer.echo(f"tensorboard: {_tensorboard(story, out.parent / 'tensorboard')}")
+    if board is not None:
+        typer.echo(f"tensorboard: {board}")
 
 
 def _tables(story: Story, forms: list[str]) -> dict[str, str]:
@@ -97,8 +98,9 @@ def _tables(story: Story, forms: list[str]) -> dict[str, str]:
 
 def _tensorboard(story: Story, to: Path) -> Path:
     """The metrics of every run folder, of several in a folder each."""
+    from fedsim.report.page.gather import called
     from fedsim.report.tensorboard import write
 
-    for folder in story.folders:
-        write(folder.path, to if len(story.folders) == 1 else to / folder.path.resolve().name)
+    for folder, name in zip(story.folders, called(story.folders), strict=True):
+        write(folder.path, to if len(story.folders) == 1 else to / name)
     return to

@@ -22,6 +22,7 @@ from typing import Any
 
 from fedsim import record
 from fedsim.record import Measurement
+from fedsim.report import results
 
 # of [run]: what changes no number, or only adds some
 OTHERWISE = ("seeds", "device", "engine", "memory", "threads", "ledger", "optimum", "chunk")
@@ -123,7 +124,7 @@ def read(path: str | Path) -> Folder:
         measurements,
         result["runs"],
         result.get("failed", ()),
-        read_times(path),
+        results.times(path),
         _csv(path / "absences.csv"),
         _json(path / "environment.json") if (path / "environment.json").is_file() else {},
         _json(path / "tune.json") if (path / "tune.json").is_file() else {},
@@ -132,14 +133,6 @@ def read(path: str | Path) -> Folder:
         _hashes(path),
         schedules,
     )
-
-
-def read_times(path: Path) -> dict[tuple[str, int, int], float]:
-    """When every evaluation was over, in seconds since its run began; nothing where there is no times.csv."""
-    return {
-        (line["strategy"], int(line["seed"]), int(line["round"])): float(line["seconds"])
-        for line in _csv(path / "times.csv")
-    }
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -263,21 +256,27 @@ def _named_apart(folders: list[Folder]) -> list[Folder]:
     clash = {label for label, entries in meant.items() if any(entry != entries[0] for entry in entries)}
     if not clash:
         return folders
-    names = [folder.path.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        names = ["/".join(folder.path.resolve().parts[-2:]) for folder in folders]
-    if len(set(names)) < len(names):
-        names = [str(folder.path) for folder in folders]
+    names = called(folders)
     return [
         _renamed(folder, {label: f"{label} ({name})" for label in clash})
         for folder, name in zip(folders, names, strict=True)
     ]
 
 
+def called(folders: Sequence[Folder]) -> list[str]:
+    """A name for each folder: its own, with those above it where that is not enough to tell them apart."""
+    every = [folder.path.resolve().parts for folder in folders]
+    for many in range(1, max(map(len, every)) + 1):
+        names = ["/".join(parts[-many:]).lstrip("/") for parts in every]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
 def _renamed(folder: Folder, names: Mapping[str, str]) -> Folder:
     """A folder whose runs are called otherwise."""
 
-    def called(line: Mapping[str, Any]) -> dict[str, Any]:
+    def under(line: Mapping[str, Any]) -> dict[str, Any]:
         return {**line, "strategy": names.get(line["strategy"], line["strategy"])}
 
     entries = [{**e, "label": names.get(e["label"], e["label"])} for e in folder.document.get("strategy", ())]
@@ -285,10 +284,10 @@ def _renamed(folder: Folder, names: Mapping[str, str]) -> Folder:
         folder,
         document={**folder.document, "strategy": entries},
         measurements=[m._replace(strategy=names.get(m.strategy, m.strategy)) for m in folder.measurements],
-        runs=[called(run) for run in folder.runs],
-        failed=[called(run) for run in folder.failed],
+        runs=[under(run) for run in folder.runs],
+        failed=[under(run) for run in folder.failed],
         times={(names.get(label, label), seed, t): s for (label, seed, t), s in folder.times.items()},
-        absences=[called(line) for line in folder.absences],
+        absences=[under(line) for line in folder.absences],
         apart=[names.get(label, label) for label in folder.apart],
     )
 
