@@ -143,7 +143,7 @@ def plot(
     else:
         ticks = x.ticks(max(int((right - 52) / 62), 2))
         parts += [_tick(x(value), plain(ticks)(value), high) for value in ticks]
-    parts.append(text((52 + right) / 2, high - 6, x_title))
+    parts.append(text(max((52 + right) / 2, 3.3 * len(x_title)), high - 6, x_title))
     if zero is not None:
         parts.append(f'<path class="zero" d="M52,{y(zero):.1f}H{right:.1f}"/>')
     for line in lines:
