@@ -115,7 +115,7 @@ def test_light_and_dark(page: Path, tmp_path: Path) -> None:
 
     shots = {}
     for name, more in (("light", []), ("dark", ["--force-dark-mode"])):
-        chromium(tmp_path, *more, "--window-size=1000,3000", f"--screenshot={tmp_path / name}.png", f"file://{page}")
+        chromium(tmp_path, *more, "--window-size=1000,1600", f"--screenshot={tmp_path / name}.png", f"file://{page}")
         with Image.open(tmp_path / f"{name}.png") as image:
             shots[name] = np.asarray(image.convert("RGB")).astype(int)
     light, dark = shots["light"], shots["dark"]

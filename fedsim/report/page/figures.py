@@ -76,7 +76,8 @@ def _span(metric: str, lines: Sequence[Line]) -> tuple[float, float] | None:
     start = max(one.y[0] for one in lines)
     top = max(float(np.nanmax(one.y if one.high is None else one.high)) for one in lines)
     low = min(float(np.nanmin(one.y if one.low is None else one.low)) for one in lines)
-    return (max(0.0, low), 2 * start) if top > 4 * start > 0 else None
+    some = min(one.y[np.isfinite(one.y)][-1] for one in lines) <= start
+    return (max(0.0, low), 2 * start) if some and top > 4 * start > 0 else None
 
 
 def finals(

@@ -94,8 +94,13 @@ def several(count: int, what: str) -> str:
 
 def listed(words: Sequence[str]) -> str:
     """a, b and c; a name that would not be seen to be one is set in quotes."""
-    words = [f"“{word}”" if "," in word.partition("(")[0] or " and " in word else word for word in words]
+    words = [_quoted(word) for word in words]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def _quoted(word: str) -> str:
+    name, bracket, rest = word.partition(" (")
+    return f"“{name}”{bracket}{rest}" if "," in name or " and " in name else word
 
 
 def primary(story: Story) -> str | None:

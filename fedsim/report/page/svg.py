@@ -139,7 +139,9 @@ def plot(
     form = form or plain(y.ticks(5))
     parts = [_across(y, form, 52, right)]
     if few:
-        parts += [_tick(x(place), text, high) for place, text in marks]
+        wide_mark = LETTER * max(len(said) for _, said in marks) + 6
+        every_nth = math.ceil(wide_mark * (len(marks) - 1) / max(right - 52, 1.0)) or 1
+        parts += [_tick(x(place), said, high) for place, said in marks[::every_nth]]
     else:
         ticks = x.ticks(max(int((right - 52) / 62), 2))
         parts += [_tick(x(value), plain(ticks)(value), high) for value in ticks]
