@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = made(tmp_path_factory.mktemp("page") / "run", lost={("FedAU", 3): "it blew up", ("gossip", 3): ""})
     tune = {"budget": {"trials": 4}, "warnings": ["FedAU: lr lies on the edge"], "strategies": [
         {"label": "FedAU", "trials": [{"lr": 0.1, "value": 0.5}, {"lr": 1.0, "value": 0.25}], "winner": {"lr": 0.1},
-         "edge": ["lr"]}]}  # fmt: skip
+         "value": 0.25, "edge": ["lr"]}]}  # fmt: skip
     (path / "tune.json").write_text(json.dumps(tune))
     (path / "absences.csv").write_text(
         "strategy,seed,round,client,reason\nFedAvg,1,2,7,no answer\nFedAvg,1,3,7,no answer\n"
@@ -253,8 +253,16 @@ def test_failures_and_absences_are_told(text: str) -> None:
 
 def test_tuning_is_told_as_it_is_found(text: str) -> None:
     part = text[text.index('<section id="tuning">') : text.index('<section id="speed">')]
-    for said in ("trials 4", "FedAU: lr lies on the edge", "FedAU: lr 0.1.", "At the edge of the grid: lr", "0.25"):
+    for said in (
+        "trials 4",
+        "FedAU: lr lies on the edge",
+        '<td class="text">lr 0.1</td>',
+        '<td class="text">lr</td>',
+        "0.25",
+    ):
         assert said in part
+    trials = part[part.index("What was tried for FedAU") :]
+    assert trials.index("0.25") < trials.index("0.5"), "the best trial comes first"
 
 
 def test_speed_and_its_shares(text: str) -> None:
@@ -352,7 +360,9 @@ def test_thinning_keeps_the_extremes() -> None:
     y = np.zeros(m)
     low, high = y - 1, y + 1
     low[4321], high[8765] = -9.0, 7.0
-    shown = thinned(Line("A", Pen(0, 0), np.arange(float(m)), y, low, high))
+    line = Line("A", Pen(0, 0), np.arange(float(m)), y, low, high)
+    assert len(plot("a", "t", "s", [line])) < 15_000
+    shown = thinned(line)
     assert len(shown.x) <= POINTS + 1
     assert (shown.x[0], shown.x[-1]) == (0.0, m - 1.0)
     assert shown.low is not None

@@ -7,7 +7,7 @@ words     the experiment and the answer in sentences
 measures  the story's numbers, and how they are written
 svg, shapes  drawings
 figures   the story's drawings
-compared, clients, about  the sections
+compared, clients, about, tuned  the sections
 blocks, shell             what a page is made of, and how that becomes HTML
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.record import write_atomically
-from fedsim.report.page import about, clients, compared
+from fedsim.report.page import about, clients, compared, tuned
 from fedsim.report.page.blocks import Name, Page
 from fedsim.report.page.compared import tabled
 from fedsim.report.page.gather import PAGE, Story, tell
@@ -46,7 +46,7 @@ def page(story: Story) -> str:
         clients.presence(story),
         clients.network(story),
         about.cost(story, found, told),
-        about.tuning(story),
+        tuned.tuning(story),
         about.speed(story),
         about.trouble(story, found),
         about.provenance(story),

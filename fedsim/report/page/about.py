@@ -53,46 +53,6 @@ def cost(story: Story, found: Results, told: Verdict | None) -> Section | None:
     return Section("cost", "Communication and time", blocks) if blocks else None
 
 
-def tuning(story: Story) -> Section | None:
-    """What was tried to tune every strategy, and what came out."""
-    blocks: list[Block] = []
-    for folder in story.folders:
-        if not folder.tune:
-            continue
-        tune = folder.tune
-        if tune.get("budget") is not None:
-            blocks.append(Words(f"Every strategy had the same budget: {_said(tune['budget'])}."))
-        blocks += [Words(f"Warning: {_said(warning)}") for warning in tune.get("warnings", ())]
-        for one in tune.get("strategies", ()):
-            label = str(one.get("label", "a strategy"))
-            if one.get("winner") is not None:
-                edge = one.get("edge")
-                at = f" At the edge of the grid: {_said(edge)}." if edge else ""
-                blocks.append(Words(f"{label}: {_said(one['winner'])}.{at}"))
-            trials = [_flat(trial) for trial in one.get("trials", ()) if isinstance(trial, Mapping)]
-            columns = list(dict.fromkeys(key for trial in trials for key in trial))
-            if columns:
-                rows = [[_said(trial.get(key, "–")) for key in columns] for trial in trials]
-                table = Grid(f"What was tried for {label}", columns, rows)
-                blocks.append(Fold(f"{label}: {several(len(rows), 'trial')}", [table]))
-    return Section("tuning", "Tuning", blocks) if blocks else None
-
-
-def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, item in table.items():
-        out |= _flat(item, f"{before}{key}.") if isinstance(item, Mapping) else {f"{before}{key}": item}
-    return out
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_said(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_said(item) for item in value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def speed(story: Story) -> Section | None:
     """How fast the simulation was, and what its time went into."""
     if not story.runs:

@@ -25,7 +25,7 @@ from fedsim.record import Measurement
 from fedsim.report import results
 
 # of [run]: what changes no number, or only adds some
-OTHERWISE = ("seeds", "device", "engine", "memory", "threads", "ledger", "optimum", "chunk")
+OTHERWISE = ("seeds", "device", "engine", "memory", "threads", "ledger", "optimum", "chunk", "together")
 SHARED = ("task", "participation", "local", "run")  # tables of the experiment that have to be the same
 PAGE = "report.html"
 
