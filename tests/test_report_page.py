@@ -66,7 +66,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "absences.csv").write_text(
         "strategy,seed,round,client,reason\nFedAvg,1,2,7,no answer\nFedAvg,1,3,7,no answer\n"
     )
-    (path / "times.csv").write_text("strategy,seed,round,seconds\n")
     return path
 
 
@@ -282,12 +281,23 @@ def test_provenance_has_every_file_with_its_hash(folder: Path, text: str) -> Non
     assert "seeds = [" in text
 
 
+def test_what_a_second_buys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = made(tmp_path / "run", ["A", "B"], [1])
+    assert "against seconds" not in write_page(path).read_text()
+    times = {(label, 1, t): 0.5 * t for label in "AB" for t in range(0, 41, 4)}
+    monkeypatch.setattr("fedsim.record.read_times", lambda folder: times, raising=False)
+    text = write_page(path).read_text()
+    said = re.search(r'<desc id="against-seconds-desc">A: (.*?) at (.*?) 0, (.*?) at seconds of the run 20;', text)
+    assert said
+    assert said[3] == f"{100 * height(0, 1, 1.0):.1f} %"
+
+
 def test_what_owns_its_loop_is_said(tmp_path: Path) -> None:
     path = made(tmp_path / "run", ["A", "B"], [1])
     result = json.loads((path / "result.json").read_text())
     (path / "result.json").write_text(json.dumps({**result, "apart": ["B"], "together": 4}))
     text = write_page(path).read_text()
-    assert "B owns the loop and ran one by one." in text
+    assert "B owns its loop and ran by itself." in text
     assert "Up to 4 runs advanced side by side" in text
 
 

@@ -131,7 +131,7 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
     from fedsim.cli.summary import print_summary
     from fedsim.record import RunFolder, environment
     from fedsim.report import write_figures
-    from fedsim.report.page import write_page
+    from fedsim.report.page import PAGE, write_page
 
     screen = Console(stderr=True, quiet=quiet)
     experiment = compare.settle(experiment)
@@ -188,4 +188,5 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
         if finished:
             print_summary(folder, Console())
         typer.echo(f"run folder: {folder}")
+        typer.echo(f"report: {folder / PAGE}")
     return bool(failures)

@@ -92,7 +92,9 @@ def speed(story: Story) -> Section | None:
     if together:
         text += f" Up to {max(together)} runs advanced side by side, so a run's seconds are not its own alone."
     if story.apart:
-        text += f" {listed(list(story.apart))} {'own' if len(story.apart) > 1 else 'owns'} the loop and ran one by one."
+        many = len(story.apart) > 1
+        text += f" {listed(list(story.apart))} {'own their loops' if many else 'owns its loop'} and ran by "
+        text += "themselves." if many else "itself."
     return Section(
         "speed",
         "Speed",

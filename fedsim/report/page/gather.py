@@ -128,11 +128,17 @@ def read(path: str | Path) -> Folder:
         _csv(path / "absences.csv"),
         _json(path / "environment.json") if (path / "environment.json").is_file() else {},
         _json(path / "tune.json") if (path / "tune.json").is_file() else {},
-        result.get("apart", ()),
+        result.get("apart") or _bundled(document),
         result.get("together"),
         _hashes(path),
         schedules,
     )
+
+
+def _bundled(document: Mapping[str, Any]) -> list[str]:
+    """The labels of Flower's strategies, which own their loop."""
+    entries = document.get("strategy", ())
+    return [str(entry["label"]) for entry in entries if str(entry.get("name", "")).startswith("flwr:")]
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def _budget(budget: Any) -> str:
     if not isinstance(budget, Mapping):
         return text + (f": {_said(budget)}." if budget else ".")
     if {"allowed", "unit", "trials", "metric", "on"} <= budget.keys():
-        text += f": {budget['allowed']:,} {budget['unit']}, {several(int(budget['trials']), 'trial')} each"
+        text += f": {budget['allowed']:,} {budget['unit']}, at most {several(int(budget['trials']), 'trial')} each"
         if "eta" in budget:
             text += f", the best one in {budget['eta']} going on after each stage"
         text += f", judged by {budget['metric']} on {budget['on']} examples" if budget["on"] == "held-out" else (
