@@ -133,23 +133,27 @@ def test_losses_are_better_low(tmp_path: Path) -> None:
 # --- targets ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_target_is_what_all_that_get_anywhere_reach(tmp_path: Path) -> None:
-    """The mean curves end at 0.5, 0.8033.., 0.81; one that learns nothing does not set the level."""
+def test_the_target_is_most_of_the_way_to_the_best(tmp_path: Path) -> None:
+    """The mean curves start at 0.1 and end at 0.5, 0.8033.., 0.81; one that learns nothing changes nothing."""
     flat = {"flat": [[0.1] * 5] * 3}
     results = of.gather(folder(tmp_path / "run", {**THREE, **flat}))
-    assert of.default_target(results, "test_accuracy") == pytest.approx(0.5)  # more than half way from 0.1 to 0.81
-    slow = {"c_2": [[0.1, 0.2, 0.3, 0.3, 0.45]] * 3, "a": THREE["a"], "b": THREE["b"]}  # less than half way
-    results = of.gather(folder(tmp_path / "slow", slow))
-    assert of.default_target(results, "test_accuracy") == 0.803
+    assert of.default_target(results, "test_accuracy") == 0.739  # 0.1 + 0.9 * 0.71
+    assert of.default_target(results, "test_accuracy", 0.5) == 0.455
     results = of.gather(folder(tmp_path / "flat", flat))
     assert of.default_target(results, "test_accuracy") is None
     assert "rounds_to" not in rank_table(results).rows[0]
     assert targets_table(results).rows == []
+    blown = {label: [*each, [0.1, math.nan, 0.9, 0.9, 0.9]] for label, each in THREE.items()}  # the fourth seeds
+    results = of.gather(folder(tmp_path / "blown", blown, seeds=(1, 2, 3, 4)))
+    assert of.default_target(results, "test_accuracy") == 0.739
+    said = rank_table(results).notes
+    assert "Area is known for c_2 in 3 of 4 seeds, a in 3 of 4 seeds, b in 3 of 4 seeds." in said
+    assert not [note for note in said if "not counted" in note]  # the late mean is known
 
 
 def test_the_target_of_a_loss_is_rounded_up(tmp_path: Path) -> None:
-    results = of.gather(folder(tmp_path / "run", {"a": [[3.0, 2.0, 1.2344, 1.5]], "b": [[3.0, 1.0]]}, "test_loss"))
-    assert of.default_target(results, "test_loss") == 1.24
+    results = of.gather(folder(tmp_path / "run", {"a": [[3.0, 2.0, 1.234, 1.5]], "b": [[2.0, 1.5]]}, "test_loss"))
+    assert of.default_target(results, "test_loss") == 1.37  # 2.5 - 0.9 * 1.266 = 1.3606
 
 
 def test_what_it_takes_to_get_there(three: Path) -> None:
@@ -160,6 +164,8 @@ def test_what_it_takes_to_get_there(three: Path) -> None:
     assert cells(table, "reached_of") == {"b": "2 of 3", "a": "2 of 3", "c_2": "0 of 3"}
     assert "seconds_to" not in table.rows[0]
     assert table.columns[3].heading == "rounds to 80 %"
+    assert "To 80 %: at the first evaluation there" in " ".join(table.notes)
+    assert "To 73.9 %, nine tenths of the way" in " ".join(rank_table(three).notes)
     assert "reached_of" not in [column.key for column in rank_table(three, target=0.4).columns]  # all did
     assert cells(rank_table(three, target=0.6), "rounds_to") == {"b": "20", "a": "20", "c_2": "-"}
 
@@ -187,7 +193,7 @@ def test_the_targets_table(three: Path) -> None:
     ]  # fmt: skip
     assert [column.heading for column in table.columns][:3] == ["test accuracy, %", "strategy", "rounds"]
     levels = list(dict.fromkeys(row["target"] for row in targets_table(three).rows))
-    assert levels == [0.3, 0.42, 0.5]  # of the way from 0.1 to 0.5
+    assert levels == [0.455, 0.668, 0.739, 0.774]  # of the way from 0.1 to 0.81
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -205,6 +211,11 @@ def test_pairs_with_the_best_and_with_a_baseline(three: Path) -> None:
     assert named.columns[0].heading == "strategy − c_2"
     with pytest.raises(ValueError, match='no strategy "bb" to compare with; did you mean'):
         paired_table(three, against="bb")
+    with pytest.raises(ValueError, match="or ask for every pair, not both"):
+        paired_table(three, against="b", every=True)
+    for table in (lambda: rank_table(three, target=math.nan), lambda: targets_table(three, targets=[math.inf])):
+        with pytest.raises(ValueError, match=r"a target is a level of test accuracy, such as 0\.8"):
+            table()
 
 
 def test_every_pair_and_holm(three: Path) -> None:
@@ -218,6 +229,8 @@ def test_every_pair_and_holm(three: Path) -> None:
         (row["first"], row["second"]))) in best}  # fmt: skip
     assert min(row["p_holm"] for row in table.rows) == pytest.approx(3 * smallest)
     assert min(row["p_holm"] for row in paired_table(three, against="c_2").rows) == pytest.approx(2 * smallest)
+    assert "over 2 pairs" in " ".join(paired_table(three, against="c_2").notes)
+    assert "over 3 pairs" in " ".join(paired_table(three).notes)
     assert "3 pairs, not adjusted" in " ".join(table.notes)
     assert "2 pairs, not adjusted" in " ".join(paired_table(three).notes)
 
@@ -272,7 +285,11 @@ def test_no_run_is_dropped_in_silence(tmp_path: Path) -> None:
     assert pairs["a − gone"]["seeds"] == 0
     assert not pairs["a − gone"]["clear"]
     assert said == [note for note in paired_table(run).notes if "not counted" in note]
+    assert "holds 0: 3 pairs, not adjusted." in " ".join(table.notes)  # of a, b and c_2
+    assert "2 pairs, not adjusted" in " ".join(paired_table(run).notes)
+    assert "over 3 pairs" in " ".join(paired_table(run).notes)
     assert as_csv(table).count("\n") == 6
+    assert "nan" not in as_csv(table)
 
 
 def test_a_metric_that_some_runs_lack_is_said(tmp_path: Path) -> None:

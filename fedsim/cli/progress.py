@@ -23,6 +23,7 @@ class Bar:
         bar = 5 if screen.width < 100 else 20
         self.room = max(screen.width - REST - bar - 2 * len(str(runs * rounds)), 12)
         self._present: dict[tuple[str, int], int] = {}  # of the runs under way, in their last round
+        self._told = ""  # of presence and speed
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=bar),
@@ -46,12 +47,14 @@ class Bar:
 
     def played(self, strategy: str, seed: int, round: int, present: int) -> None:
         """A run has played its `round`-th round, in which `present` clients took part."""
+        if self._progress.disable:
+            return
         self._present[strategy, seed] = present
         self._progress.advance(self._trained, present)
         side, mean = len(self._present), sum(self._present.values()) / len(self._present)
         speed = self._progress.tasks[1].speed
-        told = f"{mean:.0f} present  {_short(speed) if speed else '-'} clients/s"
-        self.say(f"{side} runs, round {round}" if side > 1 else f"seed {seed}, {strategy}", 1, told)
+        self._told = f"{mean:.0f} present  {_short(speed) if speed else '-'} clients/s"
+        self.say(f"{side} runs, round {round}" if side > 1 else f"seed {seed}, {strategy}", 1)
         if round == self.rounds:
             del self._present[strategy, seed]
 
@@ -60,10 +63,10 @@ class Bar:
         self._present.pop((strategy, seed), None)
         self._progress.advance(self._bar, self.rounds - round)
 
-    def say(self, what: str, advance: int = 0, told: str = "") -> None:
+    def say(self, what: str, advance: int = 0) -> None:
         """Says what is going on, cut to the room there is."""
         what = what if len(what) <= self.room else f"{what[: self.room - 1]}…"
-        self._progress.update(self._bar, advance=advance, description=what, told=told)
+        self._progress.update(self._bar, advance=advance, description=what, told=self._told)
 
 
 def _short(number: float) -> str:

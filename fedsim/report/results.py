@@ -197,15 +197,13 @@ def spent(results: Results) -> dict[str, dict[Run, Curve]]:
     }
 
 
-def default_target(results: Results, metric: str) -> float | None:
-    """The highest level that the mean curves of all strategies reach which come at least half of the way from the start
-    to the best of them, rounded to three digits towards the start (for a metric that is better low: the lowest). None:
-    no curve leaves its start.
+def default_target(results: Results, metric: str, share: float = 0.9) -> float | None:
+    """A level that is worth asking the way to: nine tenths (`share`) of the way from where the mean curves of the
+    strategies start to the best of their evaluations, rounded to three digits towards the start. None: none leaves it.
 
-    Those that come less than half of the way do not set the level, else one that learns nothing would make it trivial.
+    A strategy that learns little does not make it trivial, and those that come close to the best all reach it.
     """
-    higher = merit.higher_is_better(metric)
-    sign = 1.0 if higher else -1.0
+    sign = 1.0 if merit.higher_is_better(metric) else -1.0
     by_label: dict[str, list[Curve]] = {}
     for (label, _), curve in merit.curves(results.measurements, metric).items():
         if np.isfinite(curve.values).all():
@@ -214,8 +212,8 @@ def default_target(results: Results, metric: str) -> float | None:
     means = [values for values in means if len(values)]
     if not means:
         return None
-    start, peaks = float(np.mean([values[0] for values in means])), [float(values.max()) for values in means]
-    level = min(peak for peak in peaks if peak >= (start + max(peaks)) / 2)
+    start, best = float(np.mean([values[0] for values in means])), max(float(values.max()) for values in means)
+    level = start + share * (best - start)
     if level <= start:
         return None
     step = 10.0 ** (math.floor(math.log10(abs(level))) - 2) if level else 1.0

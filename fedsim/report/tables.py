@@ -41,6 +41,7 @@ TITLES = {
 SECONDARY = ("worst_class_accuracy", "worst_decile_accuracy", "least_decile_accuracy")
 WITHOUT_CLASSES = ("worst_decile_loss",)
 SHORT = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+SHARES = (0.5, 0.8, 0.9, 0.95)  # of the way from the start to the best
 By = Mapping[str, Mapping[int, float]]  # values by strategy and seed
 
 
@@ -65,25 +66,29 @@ def rank_table(
     for one in standings:
         row: dict[str, Any] = {"strategy": one.strategy, "place": _place(one.best, one.worst) if one.seeds else "-"}
         row |= {"best": one.best, "worst": one.worst, "seeds": one.seeds}
-        row["leads"] = bool(one.seeds) and one.best == 1 and one.worst < valued
+        row["leads"] = one.best == 1 and one.worst < valued
         rows.append(row)
     columns = [Column("strategy", "strategy", strong=True), Column("place", "place")]
-    notes = [*_late_notes(results, metric, level), *_few(values), *_place_notes(values, level)]
+    notes = [*_late_notes(results, metric, level), *_few(values), *_place_notes(values, metric, level)]
     columns.append(_add(rows, metric, values, metric, level)._replace(strong=True))
+    default = target is None
     target = of.default_target(results, metric) if target is None else target
     if target is not None:
         columns += _targets(rows, results, metric, target)
-        notes.append(_target_note(results, metric, target))
+        notes.append(_target_note(metric, target, default))
+    holes: list[str] = []
     for title, figures in (("area", of.areas(results, metric)), ("drop", of.drops(results, metric))):
         columns.append(_add(rows, title, figures, metric, level, points=title == "drop"))
+        holes += _holes(results, title, figures, values)
     notes += ["Area: mean height of the curve over all rounds.", "Drop: from the best evaluation to the late mean."]
     known = of.metrics(results)
     others = [name for name in (*SECONDARY, *([] if "test_accuracy" in known else WITHOUT_CLASSES)) if name in known]
     for name in others:
         if name != metric:
-            columns.append(_add(rows, name, of.late(results, name), name, level))
-            notes += _holes(results, name)
-    notes += _losses(results, metric)
+            figures = of.late(results, name)
+            columns.append(_add(rows, name, figures, name, level))
+            holes += _holes(results, title_of(name), figures, values)
+    notes += [*holes, *_losses(results, metric)]
     return Table(f"Who stands where: {title_of(metric)}, late mean", columns, rows, notes)
 
 
@@ -102,6 +107,8 @@ def paired_table(
     metric = of.chosen(results, metric)
     values = of.late(results, metric)
     everyone = paired.differences(values, metric, level)
+    if against is not None and every:
+        raise ValueError("give a strategy to compare with or ask for every pair, not both")
     if against is not None and against not in values:
         raise ValueError(f'there is no strategy "{against}" to compare with{resolve.nearest(against, values)}')
     named = against is not None
@@ -142,7 +149,7 @@ def paired_table(
         f"paired differences) and the percentile bootstrap's, which is too narrow for few seeds.",
         "Worth: as many independent seeds of each strategy would give as narrow an interval. Correlation: of the two "
         "strategies' values over the seeds.",
-        *(_few(values) or [_adjusting(len(found), len(family), level)]),
+        *(_few(values) or [_adjusting(_compared(found), _compared(family), level)]),
         *_losses(results, metric),
     ]  # fmt: skip
     return Table(f"Paired comparison: {title_of(metric)}, late mean", columns, rows, notes)
@@ -151,14 +158,13 @@ def paired_table(
 def targets_table(
     *sources: str | Path | Results, metric: str | None = None, targets: Sequence[float] | None = None
 ) -> Table:
-    """Rounds, bytes and seconds to levels of the metric: to those given, else to half, four fifths and all of the way
-    from the start to `results.default_target`. A row for each level and strategy. Raises ValueError as `rank_table`."""
+    """Rounds, bytes and seconds to levels of the metric: to those given, else to SHARES of the way as
+    `results.default_target` has it. A row for each level and strategy. Raises ValueError as `rank_table`."""
     results = gather(*sources)
     metric = of.chosen(results, metric)
     if targets is None:
-        end, start = of.default_target(results, metric), _start(results, metric)
-        targets = [] if end is None else [float(f"{start + share * (end - start):.3g}") for share in (0.5, 0.8)]
-        targets += [] if end is None else [end]
+        levels = [of.default_target(results, metric, share) for share in SHARES]
+        targets = list(dict.fromkeys(level for level in levels if level is not None))
     rows: list[dict[str, Any]] = []
     columns: list[Column] = []
     for target in targets:
@@ -212,6 +218,8 @@ def _digits(rows: Sequence[Mapping[str, Any]], low: str, high: str, scale: float
 
 def _targets(rows: Sequence[dict[str, Any]], results: Results, metric: str, target: float) -> list[Column]:
     """Puts into the rows what it took to reach a target, and in how many seeds."""
+    if not math.isfinite(target):
+        raise ValueError(f"a target is a level of {title_of(metric)}, such as 0.8, got {target}")
     higher = merit.higher_is_better(metric)
     curves = merit.curves(results.measurements, metric)
     spent = of.spent(results)
@@ -259,12 +267,6 @@ def _level(metric: str, target: float) -> str:
     return f"{100 * target:.4g} %" if _percent(metric) else f"{target:.4g}"
 
 
-def _start(results: Results, metric: str) -> float:
-    """The mean of the first evaluations."""
-    values = [float(curve.values[0]) for curve in merit.curves(results.measurements, metric).values()]
-    return float(np.mean([value for value in values if math.isfinite(value)]))
-
-
 # Notes ----------------------------------------------------------------------------------------------------------------
 
 
@@ -276,14 +278,19 @@ def _late_notes(results: Results, metric: str, level: float) -> list[str]:
     return [f"Late mean: over the last fifth of {rounds}{spread}."]
 
 
-def _place_notes(values: By, level: float) -> list[str]:
-    valued = sum(1 for each in values.values() if each)
-    if valued < 2 or _few(values):
+def _place_notes(values: By, metric: str, level: float) -> list[str]:
+    pairs = paired.differences(values, metric, level)
+    if not _compared(pairs):
         return []
     return [
         f"Strategies share places where the {100 * level:g} % interval of their paired difference holds 0: "
-        f"{_pairs(valued * (valued - 1) // 2)}, not adjusted. Emphasised: nobody is clearly better, somebody worse."
+        f"{_pairs(_compared(pairs))}, not adjusted. Emphasised: nobody is clearly better, somebody is clearly worse."
     ]
+
+
+def _compared(pairs: Sequence[Difference]) -> int:
+    """Of how many pairs anything can be said: those with two common seeds."""
+    return sum(len(pair.seeds) > 1 for pair in pairs)
 
 
 def _few(values: By) -> list[str]:
@@ -306,20 +313,20 @@ def _adjusting(shown: int, family: int, level: float) -> str:
     )
 
 
-def _target_note(results: Results, metric: str, target: float) -> str:
-    level, side = _level(metric, target), "above" if merit.higher_is_better(metric) else "below"
-    return f"To {level}: the first evaluation at or {side} it, median over the seeds; never is later than all."
+def _target_note(metric: str, target: float, default: bool) -> str:
+    way = ", nine tenths of the way from the start to the best mean curve's best" if default else ""
+    where = f"To {_level(metric, target)}{way}"
+    return f"{where}: at the first evaluation there, median over the seeds (never is later than all)."
 
 
-def _holes(results: Results, metric: str) -> list[str]:
-    """Which strategies have fewer values of a metric than finished runs."""
-    values = of.late(results, metric)
-    short = []
-    for label in results.labels:
-        runs = sum(1 for run in results.rounds if run[0] == label)
-        if len(values[label]) < runs:
-            short.append(f"{label} in {len(values[label])} of {runs} seeds")
-    return [f"{title_of(metric).capitalize()} is known for {', '.join(short)}."] if short else []
+def _holes(results: Results, title: str, figures: By, values: By) -> list[str]:
+    """Which strategies have a figure for fewer seeds than the late mean."""
+    short = [
+        f"{label} in {len(figures[label])} of {len(values[label])} seeds"
+        for label in results.labels
+        if len(figures[label]) < len(values[label])
+    ]
+    return [f"{title.capitalize()} is known for {', '.join(short)}."] if short else []
 
 
 def _losses(results: Results, metric: str) -> list[str]:
