@@ -8,6 +8,7 @@
     clients.csv        strategy, seed, client, ...: how each fares at the end of a run, where clients are measured
     result.json        the finished runs, replaced as a whole after each
     *.png, *.svg       figures
+    report.html        all of it as a page
 
 What is added to metrics.csv is written whole or not at all, every other file is written beside its place and renamed.
 """

@@ -146,7 +146,7 @@ def test_a_terminal_shows_how_far_a_run_is(experiment: Path, tmp_path: Path) -> 
 
 def test_a_run_writes_its_folder(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = ran
-    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES + FIGURES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, *FIGURES, "report.html"])
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["device"] == "cpu" or environment["device"].startswith("cuda")
     assert environment["threads"] == tomllib.loads((folder / "experiment.toml").read_text())["run"]["threads"]

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @app.command(
     help="Run every strategy of an experiment file with every seed, on the same data, clients and presence. The run "
-    "folder gets the resolved experiment, which runs again as it is, metrics.csv as it grows, result.json and figures. "
-    "Mistakes in the file are found before anything is computed or written.",
+    "folder gets the resolved experiment, which runs again as it is, metrics.csv as it grows, result.json, figures and "
+    "report.html. Mistakes in the file are found before anything is computed or written.",
     short_help="Run every strategy of an experiment file with every seed, and compare.",
 )
 def run(
@@ -133,6 +133,7 @@ def carry_out(
     from fedsim.cli.summary import print_summary
     from fedsim.record import RunFolder, environment
     from fedsim.report import write_figures
+    from fedsim.report.page import PAGE, write_page
 
     screen = Console(stderr=True, quiet=quiet)
     experiment = compare.settle(experiment)
@@ -176,6 +177,7 @@ def carry_out(
                         bar.failed(strategy, seed, round)
             bar.say("drawing figures")
             write_figures(folder)
+            write_page(folder)
     except KeyboardInterrupt:
         if record is not None:
             screen.print(f"interrupted; the results so far are in {folder}", soft_wrap=True)
@@ -192,4 +194,5 @@ def carry_out(
         if finished:
             print_summary(folder, Console())
         typer.echo(f"run folder: {folder}")
+        typer.echo(f"report: {folder / PAGE}")
     return bool(failures)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from fedsim import record
 from fedsim.record import Measurement
-from fedsim.report import results
 
 NAME = "events.out.tfevents.0000000000.fedsim"  # TensorBoard looks for the part up to the number
 
@@ -41,7 +40,7 @@ def write(folder: str | Path, out: str | Path) -> int:
     folder, out = Path(folder), Path(out)
     if not (folder / "metrics.csv").is_file():
         raise ValueError(f"{folder} is no run folder: there is no metrics.csv in it")
-    started, seconds = _started(folder), results.times(folder)
+    started, seconds = _started(folder), record.read_times(folder)
     runs: dict[tuple[str, int], list[Measurement]] = {}
     for m in record.read_metrics(folder):
         runs.setdefault((m.strategy, m.seed), []).append(m)
