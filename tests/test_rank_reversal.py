@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 TINY = (
     'task.data="digits"', "task.clients=12", 'strategy=[{name="FedAvg", tune={lr=[0.5, 1.0]}}, {name="MIFA"}]',
     "run.rounds=10", "run.seeds=[1, 2]", "run.eval-every=1", "tune.rounds=2", "tune.trials=2", "tune.seeds=[101]",
-    "tune.grid={local.lr=[0.1]}",
+    "tune.grid={local.lr=[0.1]}", 'run.engine="loop"', "local.steps=1",
 )  # fmt: skip
 
 
@@ -42,8 +42,11 @@ def committed() -> dict[str, Any]:
     return json.loads((FOLDER / "results" / "rank_reversal.json").read_text())  # type: ignore[no-any-return]
 
 
-def test_a_tiny_run(bench: ModuleType, tmp_path: Path) -> None:
-    """A run folder is gathered: late means over rounds 9 and 10, the tuning, who was there."""
+def test_a_tiny_run(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run folder is gathered: late means over rounds 9 and 10, the tuning, who was there. Pictures and page, which
+    take their time, have tests of their own."""
+    monkeypatch.setattr("fedsim.report.write_figures", lambda folder: [])
+    monkeypatch.setattr("fedsim.report.page.write_page", lambda folder: None)
     assert bench.run("uniform", tmp_path / "run", TINY) > 0
     found = bench.gathered(tmp_path / "run")
     assert found["clients a round"] == {"mean": 10, "least": 10, "most": 10}
