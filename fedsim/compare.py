@@ -132,6 +132,8 @@ def compare(experiment: Experiment, engine: Callable[[World, Entry], Engine] | N
     that fails later ends with `Failed`, and the others go on. Where everybody trains alone (mixing = "alone") goes
     first, so that every other strategy can be held against it.
     """
+    if experiment.tuning is not None:
+        raise ValueError("the experiment has a table [tune]: run it with fedsim run, or take fedsim.tuning's winners")
     experiment = settle(experiment)
     dataset = load_data(experiment)
     entries = sorted(experiment.entries, key=lambda entry: not trains_alone(entry))
