@@ -6,6 +6,7 @@
     metrics.csv        strategy, seed, round, metric, value: a line as soon as it is measured
     clients.csv        strategy, seed, client, ...: how each fares at the end of a run, where clients are measured
     result.json        the finished runs, replaced as a whole after each
+    tune.json          how the settings were chosen, where the experiment had a table [tune]
     *.png, *.svg       figures
 
 What is added to metrics.csv is written whole or not at all, every other file is written beside its place and renamed.
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
     from fedsim.participation import Schedule
 
 __all__ = [
-    "Measurement", "RunFolder", "load_checkpoint", "read_clients", "read_metrics", "read_result", "save_checkpoint",
+    "Measurement", "RunFolder", "load_checkpoint", "read_clients", "read_metrics", "read_result", "read_tuning",
+    "save_checkpoint",
 ]  # fmt: skip
 
 COLUMNS = ("strategy", "seed", "round", "metric", "value")
-OURS = ("experiment.toml", "environment.json", "metrics.csv", "clients.csv", "result.json")
+OURS = ("experiment.toml", "environment.json", "metrics.csv", "clients.csv", "result.json", "tune.json")
 
 
 class CannotWrite(OSError):
@@ -130,6 +132,10 @@ class RunFolder:
         with writing(path), open(path, "ab", buffering=0) as file:
             self._append(file, path, _lines(rows))
 
+    def tuned(self, found: Mapping[str, Any]) -> None:
+        """Keep how the strategies' settings were chosen."""
+        write_json(self.path / "tune.json", found)
+
     def finished(self, run: Mapping[str, Any]) -> None:
         """Add a finished run to result.json."""
         self.runs.append(dict(run))
@@ -155,10 +161,10 @@ class RunFolder:
 
     def _result(self) -> None:
         content: dict[str, Any] = {"runs": self.runs} | ({"failed": self.failures} if self.failures else {})
-        self._text("result.json", json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+        write_json(self.path / "result.json", content)
 
     def _text(self, name: str, text: str) -> None:
-        write_atomically(self.path / name, text.encode())
+        write_text(self.path / name, text)
 
 
 def check_free(path: Path) -> None:
@@ -208,6 +214,16 @@ def write_atomically(path: Path, data: bytes) -> None:
             beside.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file as a whole."""
+    write_atomically(path, text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file as a whole; NaN and infinities become null."""
+    write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+
+
 def _lines(rows: Any) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
@@ -253,6 +269,13 @@ def read_result(folder: str | Path) -> list[dict[str, Any]]:
     """The finished runs of a folder."""
     runs: list[dict[str, Any]] = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))["runs"]
     return runs
+
+
+def read_tuning(folder: str | Path) -> dict[str, Any] | None:
+    """How a run's settings were chosen; None where they were not."""
+    path = Path(folder) / "tune.json"
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return found
 
 
 def environment(device: str) -> dict[str, Any]:

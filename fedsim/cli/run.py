@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @app.command(
     help="Run every strategy of an experiment file with every seed, on the same data, clients and presence. The run "
     "folder gets the resolved experiment, which runs again as it is, metrics.csv as it grows, result.json and figures. "
+    "With a table [tune] in the file every strategy is tuned first, on seeds of its own: see fedsim tune. "
     "Mistakes in the file are found before anything is computed or written.",
     short_help="Run every strategy of an experiment file with every seed, and compare.",
 )
@@ -135,6 +136,12 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
     screen = Console(stderr=True, quiet=quiet)
     experiment = compare.settle(experiment)
     record: RunFolder | None = None
+    if experiment.tuning is not None:
+        from fedsim.cli import tune
+
+        experiment, found = tune.run_tuning(experiment, screen, quiet)
+        record = RunFolder(folder, tune.TOLD + experiment.toml(), environment(experiment.run.device))
+        record.tuned(found)
     finished: list[Finished] = []
     failures: list[str] = []
     absences = 0
