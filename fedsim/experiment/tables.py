@@ -173,9 +173,11 @@ class Experiment:
         out["strategy"] = [self._dump_entry(entry) for entry in self.entries]
         out["run"] = dump_settings(self.run)
         if self.tuning is not None:
+            from fedsim.experiment.tuning import listed
+
             out["tune"] = self.tuning.dump()
             for table, own in zip(out["strategy"], self.tuning.own, strict=True):
-                table |= {"tune": dict(own)} if own else {}
+                table |= {"tune": listed(own)} if own else {}
         return out
 
     def toml(self) -> str:

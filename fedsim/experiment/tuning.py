@@ -99,12 +99,12 @@ class Tuning:
     table: TuneTable
     rounds: int
     grids: tuple[Grid, ...]
-    common: Mapping[str, Any]  # [tune.grid]
-    own: tuple[Mapping[str, Any], ...]  # each strategy's own `tune`
+    common: Mapping[str, tuple[Any, ...]]  # [tune.grid], by dotted key
+    own: tuple[Mapping[str, tuple[Any, ...]], ...]  # each strategy's own `tune`
 
     def dump(self) -> dict[str, Any]:
         """[tune] as TOML holds it."""
-        return {**dump_settings(self.table), "rounds": self.rounds, "grid": dict(self.common)}
+        return {**dump_settings(dataclasses.replace(self.table, rounds=self.rounds)), "grid": listed(self.common)}
 
 
 def read(
@@ -147,11 +147,12 @@ def read(
         grids.append(_grid(entry, axes, given, i, table, declared, make))
     if not any(grid.tried for grid in grids):
         raise Mistake(place, "there is nothing to try: give [tune.grid] a key with several values", "grid")
-    return Tuning(table, rounds, tuple(grids), _nested(common), tuple(given.get("tune", {}) for given in tables))
+    return Tuning(table, rounds, tuple(grids), shared, tuple(own))
 
 
-def _nested(common: object) -> Mapping[str, Any]:
-    return common if isinstance(common, Mapping) else {}
+def listed(axes: Mapping[str, tuple[Any, ...]]) -> dict[str, list[Any]]:
+    """A grid as TOML holds it: by dotted key, in the same order, on which it depends what is tried of a large one."""
+    return {key: list(values) for key, values in axes.items()}
 
 
 def flat(table: object, place: Place) -> dict[str, tuple[Any, ...]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fedsim.report.style import figure, logarithmic, pens
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHADES = (0.25, 1.0)  # of a trial that was out first, and of one that was among the last
+FAR = 4  # a loss of so many times the median is off the scale
 
 
 def tuning(found: Mapping[str, Any]) -> Figure | None:
@@ -28,45 +29,48 @@ def tuning(found: Mapping[str, Any]) -> Figure | None:
     columns = max(len(own) for own in keys.values())
     drawn = figure(max(2.9 * columns, 4.2) + 0.5, 2.15 * len(rows) + 0.5)
     panels = drawn.subplots(len(rows), columns, squeeze=False)
-    name = f"Validation {found['budget']['metric']}"
     for every, each in zip(panels, rows, strict=True):
-        limits: tuple[float, float] | None = None
-        for axes, key in zip(every, keys[each["label"]], strict=False):
+        own, colour = keys[each["label"]], styles[each["label"]].colour
+        for axes in every[len(own) :]:
+            axes.set_axis_off()
+        for axes, key in zip(every, own, strict=False):
             values = each["grid"][key]
-            _panel(axes, each, key, values, found["budget"]["rungs"], styles[each["label"]].colour)
+            _panel(axes, each, key, found["budget"], colour)
             axes.set_xticks(range(len(values)), [show(value, 14).strip('"') for value in values])
             axes.set_xlim(-0.5, len(values) - 0.5)
             axes.set_xlabel(key + (", best at the edge" if key in each["edge"] else ""))
-            limits = axes.get_ylim() if limits is None else limits
-            axes.set_ylim(limits)
-        every[0].set_ylabel(name)
-        title = every[0].get_title(loc="left")  # ", log scale", or nothing
-        for axes in every[: len(keys[each["label"]])]:
             axes.set_title("")
-        every[0].set_title(each["label"] + title, color=styles[each["label"]].colour)
-        for axes in every[len(keys[each["label"]]) :]:
-            axes.set_axis_off()
-    drawn.supxlabel("paler: out after fewer rounds; ring: the winner; cross: diverged", fontsize=8, color="#666666")
+            axes.set_ylim(every[0].get_ylim())
+        scale = ", log scale" if every[0].get_yscale() == "log" else ""
+        every[0].set_title(f"{each['label']}{scale}", color=colour)
+        every[0].set_ylabel(f"Validation {found['budget']['metric']}")
+    how = "ring: the winner; paler: out after fewer rounds; triangle: off the scale; cross: diverged"
+    drawn.supxlabel(how, fontsize=8, color="#666666")
     return drawn
 
 
-def _panel(
-    axes: Axes, each: Mapping[str, Any], key: str, values: Sequence[Any], rungs: Sequence[Any], colour: str
-) -> None:
+def _panel(axes: Axes, each: Mapping[str, Any], key: str, budget: Mapping[str, Any], colour: str) -> None:
     """The trials of a strategy by one key; those with the same value side by side."""
-    trials = each["trials"]
-    height = [trial["value"] for trial in trials if trial["failed"] is None]
-    if all(value is not None and math.isfinite(value) for value in height):
-        logarithmic(axes, height, "y")
-    stages = {rung["rounds"]: place for place, rung in enumerate(rungs)}
-    for at, value in enumerate(values):
-        here = [trial for trial in trials if trial["settings"][key] == value]
+    heights = [trial["value"] for trial in each["trials"] if trial["failed"] is None]
+    middle = median(heights)
+    top = FAR * middle if budget["metric"] == "loss" and middle > 0 else max(heights)
+    logarithmic(axes, [height for height in heights if height <= top], "y")
+    stages = [rung["rounds"] for rung in budget["rungs"]]
+    above: dict[str, Any] = {
+        "color": colour,
+        "markersize": 5,
+        "mew": 1,
+        "transform": axes.get_xaxis_transform(),
+        "clip_on": False,
+    }
+    for at, value in enumerate(each["grid"][key]):
+        here = [trial for trial in each["trials"] if trial["settings"][key] == value]
         for place, trial in enumerate(here):
             x = at + 0.5 * ((place + 0.5) / len(here) - 0.5)
-            if trial["failed"] is not None:
-                axes.plot(x, 0.97, "x", color=colour, markersize=5, transform=axes.get_xaxis_transform(), clip_on=False)
+            if trial["failed"] is not None or trial["value"] > top:
+                axes.plot(x, 1.0, "^" if trial["failed"] is None else "x", **above)
                 continue
-            stage = stages.get(trial["rounds"], 0) / max(len(rungs) - 1, 1)
+            stage = stages.index(trial["rounds"]) / max(len(stages) - 1, 1)
             alpha = SHADES[0] + (SHADES[1] - SHADES[0]) * stage
             axes.plot(x, trial["value"], "o", color=colour, alpha=alpha, markersize=5, mew=0)
             if trial["settings"] == each["winner"]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedsim.tuning import budget
-from fedsim.tuning.trials import Tuned, told
+from fedsim.tuning.trials import Tried, Tuned, told
 
 if TYPE_CHECKING:
     from fedsim.experiment import Experiment
@@ -53,7 +53,7 @@ def document(experiment: Experiment, results: Sequence[Tuned]) -> dict[str, Any]
                 "label": result.strategy,
                 "grid": result.grid,
                 "points": result.size,
-                "trials": [trial._asdict() for trial in result.trials],
+                "trials": [_trial(trial) for trial in result.trials],
                 "winner": best,
                 "value": None if result.winner is None else result.trials[result.winner].value,
                 "edge": list(result.edge),
@@ -66,6 +66,11 @@ def document(experiment: Experiment, results: Sequence[Tuned]) -> dict[str, Any]
         ],
         "warnings": warnings(experiment, results),
     }
+
+
+def _trial(trial: Tried) -> dict[str, Any]:
+    """A trial as JSON has it, whose keys are text."""
+    return trial._asdict() | {"values": {str(rounds): value for rounds, value in trial.values.items()}}
 
 
 def warnings(experiment: Experiment, results: Sequence[Tuned]) -> list[str]:
