@@ -372,6 +372,21 @@ def test_the_last_possible_value_is_no_edge() -> None:
     assert rounds.grids[0].limits == {"cutoff": (True, False)}
 
 
+def test_no_limit_is_the_last_value_there_is() -> None:
+    """inf, which clip takes for no limit, is text in JSON; the values below it are no limit."""
+    made_ = made(BOWLS, tune={"grid": {"local.clip": [0.5, 0.6, float("inf")]}})
+    found = tuned(made_)
+    assert best(found[0]) == {"local.clip": float("inf")}
+    assert (found[0].edge, found[0].limit) == ({}, ["local.clip"])
+    each = tuning.document(made_, found)["strategies"][0]
+    assert each["winner"] == {"local.clip": "inf"}
+    assert each["grid"] == {"local.clip": [0.5, 0.6, "inf"]}
+    assert tuning.winners(made_, found).entries[0].local.clip is None
+    two = made(BOWLS, tune={"grid": {"local.clip": [0.5, float("inf")]}}).tuning
+    assert two is not None
+    assert two.grids[0].limits == {"local.clip": (False, True)}
+
+
 def test_a_trial_that_diverges_is_out_and_counted() -> None:
     """And what it did not spend others may."""
     made_ = made(BOWLS, run={"rounds": 8}, tune={"grid": {"lr": [1e308, 0.5, 1.0, 1.5]}})

@@ -116,7 +116,9 @@ def read(
     rounds = rounds if table.rounds is None else table.rounds
     both = [seed for seed in table.seeds if seed in seeds]
     if both:
-        why = f"seeds holds {both[0]}, which is one of run.seeds: the winners have to meet seeds of their own"
+        why = (
+            f"seeds holds {both[0]}, which is one of run.seeds: the winners have to meet seeds they were not chosen on"
+        )
         raise Mistake(place, why, "seeds")
     try:
         rungs(table.trials, rounds, table.eta)
@@ -290,6 +292,10 @@ def _limits(
     rising = sorted(values)
     refused = []
     for edge, inward in ((rising[0], rising[1]), (rising[-1], rising[-2])):
+        if math.isinf(edge):
+            refused.append(True)
+            continue
+        inward = 2 * edge if math.isinf(inward) else inward
         beyond = edge * edge / inward if edge > 0 and inward > 0 else edge + (edge - inward)
         if all(isinstance(value, int) for value in values):
             beyond = math.floor(beyond) if edge < inward else math.ceil(beyond)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +52,10 @@ def document(experiment: Experiment, results: Sequence[Tuned]) -> dict[str, Any]
         "strategies": [
             {
                 "label": result.strategy,
-                "grid": result.grid,
+                "grid": {key: [_plain(value) for value in values] for key, values in result.grid.items()},
                 "points": result.size,
                 "trials": [_trial(trial) for trial in result.trials],
-                "winner": best,
+                "winner": _settings(best),
                 "value": None if result.winner is None else result.trials[result.winner].value,
                 "edge": list(result.edge),
                 "limit": result.limit,
@@ -70,7 +71,17 @@ def document(experiment: Experiment, results: Sequence[Tuned]) -> dict[str, Any]
 
 def _trial(trial: Tried) -> dict[str, Any]:
     """A trial as JSON has it, whose keys are text."""
-    return trial._asdict() | {"values": {str(rounds): value for rounds, value in trial.values.items()}}
+    values = {str(rounds): value for rounds, value in trial.values.items()}
+    return trial._asdict() | {"settings": _settings(trial.settings), "values": values}
+
+
+def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in settings.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value of a grid as JSON has it, which knows no infinity."""
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def warnings(experiment: Experiment, results: Sequence[Tuned]) -> list[str]:
