@@ -458,7 +458,7 @@ def test_keys_with_and_without_quotes_parts_and_own_grids() -> None:
     ("changed", "text"),
     [
         ({"tune": {"sed": [1]}}, 'unknown key "sed"; did you mean \'seeds\''),
-        ({"tune": {"seeds": [3]}}, "seeds holds 3, which is one of run.seeds"),
+        ({"tune": {"seeds": [3]}}, "seeds holds 3, one of run.seeds"),
         ({"tune": {"seeds": []}}, "seeds must have at least one seed"),
         ({"tune": {"seeds": [-1]}}, "seeds must be between 0"),
         ({"tune": {"eta": 1}}, "eta must be at least 2, got 1"),
@@ -487,6 +487,8 @@ def test_keys_with_and_without_quotes_parts_and_own_grids() -> None:
          'weights = "all" do not go together: beta \'auto\' needs weights'),
         ({"strategy": [{"name": "DPSGD", "topology": "ring"}], "tune": {"on": "clients", "grid": {"local.lr": [1, 2]}}},
          'on = "clients" takes nodes out of the network that DPSGD runs on'),
+        ({"strategy": [{"name": "RandomWalk", "topology": "ring"}],
+          "tune": {"on": "clients", "grid": {"local.lr": [1, 2]}}}, "takes nodes out of the network that RandomWalk runs"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_table_is_one_line(changed: dict[str, Any], text: str) -> None:

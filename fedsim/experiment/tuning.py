@@ -116,16 +116,14 @@ def read(
     rounds = rounds if table.rounds is None else table.rounds
     both = [seed for seed in table.seeds if seed in seeds]
     if both:
-        why = (
-            f"seeds holds {both[0]}, which is one of run.seeds: the winners have to meet seeds they were not chosen on"
-        )
+        why = f"seeds holds {both[0]}, one of run.seeds: the winners have to meet seeds they were not chosen on"
         raise Mistake(place, why, "seeds")
     try:
         rungs(table.trials, rounds, table.eta)
     except ValueError as error:
         raise Mistake(place, str(error), "rounds") from error
     if table.on == "clients":
-        nodes = [entry.label for entry in entries if isinstance(core(entry.strategy), GossipStrategy)]
+        nodes = [e.label for e in entries if e.topology is not None or isinstance(core(e.strategy), GossipStrategy)]
         if nodes:
             why = f'on = "clients" takes nodes out of the network that {nodes[0]} runs on; use on = "held-out"'
             raise Mistake(place, why, "on")
