@@ -488,7 +488,7 @@ def test_keys_with_and_without_quotes_parts_and_own_grids() -> None:
         ({"strategy": [{"name": "DPSGD", "topology": "ring"}], "tune": {"on": "clients", "grid": {"local.lr": [1, 2]}}},
          'on = "clients" takes nodes out of the network that DPSGD runs on'),
         ({"strategy": [{"name": "RandomWalk", "topology": "ring"}],
-          "tune": {"on": "clients", "grid": {"local.lr": [1, 2]}}}, "takes nodes out of the network that RandomWalk runs"),
+          "tune": {"on": "clients", "grid": {"local.lr": [1, 2]}}}, "out of the network that RandomWalk runs"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_table_is_one_line(changed: dict[str, Any], text: str) -> None:
