@@ -1,6 +1,7 @@
 """Many strategies and seeds on common random numbers, so that a difference between two runs is the strategies' doing.
 
-All runs of a seed share the partition, the first model, who is present when and every client's minibatches.
+All runs of a seed share the partition, the first model, who is present when and every client's minibatches. Runs
+advance in lockstep (`fedsim.lockstep`), as many side by side as memory allows: the numbers are those of one by one.
 
     for event in compare(experiment.load("experiment.toml")):
         match event:
@@ -11,150 +12,136 @@ All runs of a seed share the partition, the first model, who is present when and
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from fedsim.events import (
+    Absent,
+    Began,
+    Clients,
+    Event,
+    Failed,
+    Finished,
+    Heard,
+    Measured,
+    Planned,
+    Played,
+    Timed,
+)
+from fedsim.lockstep import Together, Turn, advance
+from fedsim.playing import Run, World, mean, owns_its_loop, start, trains_alone
 
-    from fedsim.clients import Table
+if TYPE_CHECKING:
     from fedsim.data import Dataset
     from fedsim.engine import Engine
     from fedsim.experiment import Entry, Experiment
-    from fedsim.ledger import Book
-    from fedsim.local import LocalSGD
-    from fedsim.measure import PerClient
-    from fedsim.optimum import Optimum
-    from fedsim.participation import Schedule
-    from fedsim.participation.checks import Floats
-    from fedsim.task import Task
 
-
-class Began(NamedTuple):
-    """A seed's world is made; its runs follow."""
-
-    seed: int
-    schedule: Schedule  # who is present when
-    moved: int  # examples given to clients the partition had left empty
-
-
-class Played(NamedTuple):
-    """A round is over."""
-
-    strategy: str  # the label
-    seed: int
-    round: int  # 1, 2, ...: how many are over
-
-
-class Measured(NamedTuple):
-    """An evaluation."""
-
-    strategy: str
-    seed: int
-    round: int  # how many rounds are over: 0 is the first model
-    metrics: dict[str, float]
-
-
-class Clients(NamedTuple):
-    """How every client fares with the last model of a run that is about to finish: see `fedsim.clients.table`."""
-
-    strategy: str
-    seed: int
-    table: Table  # columns [n]: client, examples, held_out, rate, ..., loss, accuracy
-
-
-class Finished(NamedTuple):
-    """A run is over."""
-
-    strategy: str
-    seed: int
-    rounds: int
-    final: dict[str, float]  # the last evaluation
-    final_mean: dict[str, float]  # mean over the evaluations of the last fifth of the rounds
-    seconds: float  # evaluations included
-    client_trainings_per_second: float  # evaluations left out
-    clients: dict[str, Any] | None = None  # `fedsim.clients.summary`, and "harm"; None: clients were not measured
-    error: dict[str, Any] | None = None  # `fedsim.optimum.Split`, or how far from the minimum and why no more is known
-
-
-class Failed(NamedTuple):
-    """A run ended early: it diverged, or its settings turned out not to go together."""
-
-    strategy: str
-    seed: int
-    round: int
-    reason: str
-
-
-class Absent(NamedTuple):
-    """Somebody was asked to train, and did not answer with anything usable. Only remote clients do that."""
-
-    strategy: str
-    seed: int
-    round: int  # 1, 2, ...
-    client: int
-    reason: str
-
-
-class Heard(NamedTuple):
-    """What remote clients reported beside their models in a round."""
-
-    strategy: str
-    seed: int
-    round: int  # 1, 2, ...
-    replies: dict[int, dict[str, float]]  # client -> metric -> value
-
-
-Event = Began | Played | Measured | Clients | Finished | Failed | Absent | Heard
-
-
-class World(NamedTuple):
-    """All that the runs of a seed have in common."""
-
-    seed: int
-    task: Task
-    schedule: Schedule
-    p: Tensor  # [n]  weights of the objective
-    nodes: Tensor  # [m]  who is tested in gossip
-    rates: Floats  # [n]  the share of the rounds in which each client takes part
-    minima: dict[float, Optimum]  # by weight decay: the minimum of the objective, once it has been asked for
+__all__ = [
+    "Absent", "Began", "Clients", "Event", "Failed", "Finished", "Heard", "Measured", "Planned", "Played", "Summary",
+    "Timed", "World", "as_result", "compare", "load_data", "make_world", "mean", "plan", "prepared", "settle",
+    "summarise", "trains_alone",
+]  # fmt: skip
 
 
 def compare(experiment: Experiment, engine: Callable[[World, Entry], Engine] | None = None) -> Iterator[Event]:
-    """Runs every strategy with every seed, seed after seed, and says what happens as it happens.
+    """Runs every strategy with every seed and says what happens as it happens.
 
-    `engine` makes the engine of a run, as when the clients are behind a Flower Grid; left out, run.engine says it.
+    `engine` makes the engine of a run, as when the clients are behind a Flower Grid, and then runs go one by one; left
+    out, run.engine says it.
 
     Nothing is yielded before the first seed's world and every strategy in it are made, so what can be wrong with the
     data, the model or the settings is raised (ValueError, FileNotFoundError) before there is anything to record. A run
     that fails later ends with `Failed`, and the others go on. Where everybody trains alone (mixing = "alone") goes
     first, so that every other strategy can be held against it.
     """
+    from fedsim.engine import Loop, Stacked
+
     if experiment.tuning is not None:
         raise ValueError("the experiment has a table [tune]: run it with fedsim run, or take fedsim.tuning's winners")
     experiment = settle(experiment)
     dataset = load_data(experiment)
     entries = sorted(experiment.entries, key=lambda entry: not trains_alone(entry))
+    apart = [entry for entry in entries if owns_its_loop(entry)]
+    alone: dict[int, Clients] = {}
+    later: list[Callable[[], Run]] = []
+    wave: list[Run] = []
+    first: World | None = None
+    ours: Engine = Loop()
+    most = 1 if experiment.run.engine == "loop" else experiment.run.together
     for seed in experiment.run.seeds:
-        world = make_world(experiment, dataset, seed)
+        world = make_world(experiment, dataset, seed, first)
         strategies = [prepared(entry, world, experiment.task.init) for entry in entries]
+        if first is None:
+            first, experiment = world, plan(experiment, world)
+            if experiment.run.engine == "stacked":
+                ours = Stacked(experiment.run.chunk or 1)
+            yield Planned(experiment, tuple(entry.label for entry in apart))
         yield Began(seed, world.schedule, world.task.moved)
-        alone: Clients | None = None
         for entry, strategy in zip(entries, strategies, strict=True):
-            for event in _run(experiment, world, entry, strategy, engine, alone):
-                if alone is None and isinstance(event, Clients) and trains_alone(entry):
-                    alone = event
-                yield event
+            begin = functools.partial(start, experiment, world, entry, strategy, alone)
+            if engine is not None:
+                made = engine(world, entry)
+                yield from _play([begin(made)], made, experiment)
+            elif entry in apart:
+                later.append(functools.partial(begin, ours))
+            else:
+                run = begin(ours)
+                if sum(other.bytes for other in (*wave, run)) > experiment.run.bytes:
+                    yield from _play(wave, ours, experiment)
+                    wave = []
+                wave.append(run)
+                if len(wave) == most:
+                    yield from _play(wave, ours, experiment)
+                    wave = []
+    yield from _play(wave, ours, experiment)
+    for last in later:
+        yield from _play([last()], ours, experiment)
 
 
-def trains_alone(entry: Entry) -> bool:
-    """Whether an entry is every client training by itself."""
-    from fedsim.mixing import Alone
-    from fedsim.strategy import core
+def _play(wave: Sequence[Run], engine: Engine, experiment: Experiment) -> Iterator[Event]:
+    """What happens in runs that advance side by side, round by round, in their order."""
+    if not wave:
+        return
+    together = Together(list({id(run.world): run.world.task for run in wave}.values()))
+    live = dict(enumerate(wave))
+    for run in wave:
+        yield from _heard(run, None)
+    while live:
+        if len(wave) == 1 and wave[0].owns_its_loop:
+            turns = {0: _own_turn(wave[0])}
+        else:
+            turns = advance({i: run.turns for i, run in live.items()}, engine, together, experiment.run.bytes)
+        for i, turn in turns.items():
+            yield from _heard(live[i], turn)
+            if isinstance(turn.step, Exception) or turn.step.t + 1 == experiment.run.rounds:
+                del live[i]
 
-    return isinstance(getattr(core(entry.strategy), "mixing", None), Alone)
+
+def _own_turn(run: Run) -> Turn:
+    """The next round of a strategy that owns its loop, which calls the engine itself."""
+    import torch
+
+    clock = time.perf_counter()
+    step: Any
+    try:
+        step = next(run.turns)
+    except (ValueError, torch.OutOfMemoryError) as error:
+        step = error
+    return Turn(step, time.perf_counter() - clock, 0.0)
+
+
+def _heard(run: Run, turn: Turn | None) -> Iterator[Event]:
+    """What a run says of its turn, until it waits for the next."""
+    try:
+        event = run.telling.send(turn)
+        while event is not None:
+            yield event
+            event = next(run.telling)
+    except StopIteration:
+        return
 
 
 def settle(experiment: Experiment) -> Experiment:
@@ -175,6 +162,23 @@ def settle(experiment: Experiment) -> Experiment:
     return experiment.settled(device=device, threads=torch.get_num_threads())
 
 
+def plan(experiment: Experiment, world: World) -> Experiment:
+    """The experiment with its chunk decided: one for all strategies and seeds, so that each run's numbers are those it
+    has alone with that chunk. The stacked engine's own choice for all cohorts of a round together, of the first seed's
+    world."""
+    from fedsim.engine import choose
+
+    run = experiment.run
+    ours = [entry for entry in experiment.entries if not owns_its_loop(entry)] or list(experiment.entries)
+    if run.engine != "stacked" or run.chunk is not None:
+        return experiment
+    beside = len(ours) * len(run.seeds) if run.together is None else min(run.together, len(ours) * len(run.seeds))
+    cohort = float(world.rates.sum()) * beside
+    return experiment.settled(
+        chunk=min(choose(world.task, local, cohort, run.bytes).chunk for local in {entry.local for entry in ours})
+    )
+
+
 def load_data(experiment: Experiment) -> Dataset:
     """The data set of [task]."""
     from fedsim import data
@@ -186,13 +190,14 @@ def load_data(experiment: Experiment) -> Dataset:
     return data.load(source, experiment.task.data_dir)
 
 
-def make_world(experiment: Experiment, dataset: Dataset, seed: int) -> World:
-    """Who holds what, where all start and who is present when, for a seed; on the experiment's device."""
+def make_world(experiment: Experiment, dataset: Dataset, seed: int, like: World | None = None) -> World:
+    """Who holds what, where all start and who is present when, for a seed; on the experiment's device. Another seed's
+    world (`like`) of the same experiment lends its examples and model, so that they are there once."""
     import torch
 
     from fedsim import data, measure, models
     from fedsim.experiment.settings import Custom
-    from fedsim.task import make_task
+    from fedsim.task import make_task, regroup
 
     task, run = experiment.task, experiment.run
     model, settings = task.model, {}
@@ -204,16 +209,19 @@ def make_world(experiment: Experiment, dataset: Dataset, seed: int) -> World:
         return models.build(model, shape, dataset.classes, **settings)
 
     parts = data.split(dataset, task.partition, task.clients, seed)
-    made = make_task(
-        dataset,
-        parts,
-        module(),
-        seed_module=lambda key: models.fresh(module, key),
-        device=run.device,
-        dtype=getattr(torch, run.dtype),
-        holdout=task.holdout,
-        seed=seed,
-    )
+    if like is None:
+        made = make_task(
+            dataset,
+            parts,
+            module(),
+            seed_module=lambda key: models.fresh(module, key),
+            device=run.device,
+            dtype=getattr(torch, run.dtype),
+            holdout=task.holdout,
+            seed=seed,
+        )
+    else:
+        made = regroup(like.task, parts, holdout=task.holdout, seed=seed)
     schedule = experiment.participation.draw(  # of all that clients have: the same whether something is held out or not
         made.n, run.rounds, seed, histogram=made.histogram() if dataset.classes else None, sizes=parts.size
     )
@@ -236,164 +244,6 @@ def prepared(entry: Entry, world: World, init: str) -> Any:
     except ValueError as error:
         raise ValueError(f"{entry.label}: {error}") from error
     return strategy
-
-
-def _engine(experiment: Experiment, world: World, local: LocalSGD) -> Engine:
-    from fedsim.engine import Loop
-    from fedsim.simulation import default_engine
-
-    if experiment.run.engine == "loop":
-        return Loop()
-    return default_engine(world.task, local, world.schedule, experiment.run.bytes)
-
-
-def _run(
-    experiment: Experiment, world: World, entry: Entry, strategy: Any,
-    make: Callable[[World, Entry], Engine] | None, alone: Clients | None,
-) -> Iterator[Event]:  # fmt: skip
-    """One strategy with one seed; `alone` is how the clients fare by themselves, where that is known."""
-    import torch
-
-    from fedsim import clients, keyed, ledger
-    from fedsim.experiment.bundled import Bundled
-    from fedsim.simulation import begin, first_model, simulate
-
-    rounds, every, seed = experiment.run.rounds, experiment.run.eval_every, world.seed
-    started = time.perf_counter()
-    training, trainings, up, down, done = 0.0, 0, 0, 0, 0
-    history: dict[int, dict[str, float]] = {}
-    try:
-        theirs = isinstance(entry.strategy, Bundled)  # of Flower, which keeps its own state
-        state = None if theirs else begin(strategy, world.task, seed=seed, p=world.p, init=experiment.task.init)
-        first = first_model(world.task, seed) if theirs else strategy.model(state)
-        book = None
-        if experiment.run.ledger and not theirs and strategy.linear:
-            book = ledger.Book(strategy, world.p, world.rates, keyed.seed(seed, "strategy"))
-        history[0], figures = _evaluate(experiment, world, entry, first, book)
-        yield Measured(entry.label, seed, 0, history[0])
-        engine = _engine(experiment, world, entry.local) if make is None else make(world, entry)
-        steps: Iterator[Any]
-        if theirs:
-            from fedsim.flower import stock
-
-            steps = stock.steps(
-                strategy, world.task, world.schedule, entry.local, seed=seed, engine=engine,
-                objective=experiment.task.objective,
-            )  # fmt: skip
-        else:
-            steps = simulate(
-                world.task, strategy, world.schedule, entry.local, seed=seed, engine=engine, p=world.p, state=state
-            )
-        while done < rounds:
-            clock = time.perf_counter()
-            step: Any = next(steps)
-            training += time.perf_counter() - clock
-            done, k = step.t + 1, len(step.round.who)
-            trainings, up, down = trainings + k, up + step.traffic.up, down + step.traffic.down
-            if book is not None:
-                book.enter(step.round)
-            if done % every == 0 or done == rounds:
-                metrics, figures = _evaluate(experiment, world, entry, step.model, book)
-                if k:
-                    metrics["local_loss"] = float(step.round.loss.double().mean())
-                metrics |= {"present": float(k), "bytes_up": up / 8, "bytes_down": down / 8}
-                metrics |= getattr(step, "metrics", {})
-                history[done] = metrics
-                yield Measured(entry.label, seed, done, metrics)
-            yield Played(entry.label, seed, done)
-        left = _error(world, entry, strategy, step, history[rounds], book) if experiment.run.optimum else None
-    except ValueError as error:
-        yield Failed(entry.label, seed, done, str(error))
-        return
-    except torch.OutOfMemoryError:
-        reason = f"{experiment.run.device} is out of memory; lower run.memory (now {experiment.run.memory})"
-        yield Failed(entry.label, seed, done, reason)
-        return
-    late = [metrics for round, metrics in history.items() if round > 0.8 * rounds]
-    summary = None
-    if figures is not None:
-        table = clients.table(world.task, world.schedule, figures, world.p, None if book is None else book.shares())
-        yield Clients(entry.label, seed, table)
-        summary = clients.summary(table)
-        if alone is not None:
-            summary["harm"] = {"against": alone.strategy, **clients.harm(table, alone.table)}
-    yield Finished(
-        entry.label,
-        seed,
-        rounds,
-        history[rounds],
-        mean(late),
-        time.perf_counter() - started,
-        trainings / max(training, 1e-9),
-        summary,
-        left,
-    )
-
-
-def _evaluate(
-    experiment: Experiment, world: World, entry: Entry, model: Tensor, book: Book | None
-) -> tuple[dict[str, float], PerClient | None]:
-    """All metrics of a model, and how every client fares where it is measured."""
-    from fedsim import clients, measure
-
-    metrics = measure.evaluate(world.task, model, world.nodes)
-    figures: PerClient | None = None
-    off = None if book is None else book.distance()
-    if off is not None:
-        metrics["weight_distance"] = off
-    if experiment.run.eval_train:
-        figures, losses = measure.per_client_and_training(world.task, model)
-        metrics["train_objective"] = float(world.p @ losses)
-        shares = None if book is None else book.shares()
-        if shares is not None:
-            metrics["implied_objective"] = float(shares @ losses)
-        if experiment.run.optimum:
-            best, x = _minimum(world, entry.local.weight_decay), _one(model)
-            value = metrics["train_objective"] + entry.local.weight_decay / 2 * float(x @ x)
-            metrics["suboptimality"] = value - best.value
-            metrics["distance_to_optimum"] = float((x - best.x).norm())
-    elif world.task.held is not None:
-        figures = measure.per_client(world.task, model)
-    if figures is not None:
-        metrics |= clients.metrics(figures, world.p.cpu().numpy(), world.rates)
-    return metrics, figures
-
-
-def _one(model: Tensor) -> Tensor:
-    """The model [P] in float64, of nodes their mean."""
-    return (model.mean(0) if model.ndim == 2 else model).double()
-
-
-def _minimum(world: World, decay: float) -> Optimum:
-    """The minimum of the objective, found once for a world."""
-    from fedsim import optimum
-
-    if decay not in world.minima:
-        world.minima[decay] = optimum.minimise(world.task, world.p, decay)
-    return world.minima[decay]
-
-
-def _error(
-    world: World, entry: Entry, strategy: Any, step: Any, last: Mapping[str, float], book: Book | None
-) -> dict[str, Any]:
-    """What keeps the last model from the minimum, as far as it can be told apart."""
-    from fedsim import optimum
-
-    shares = None if book is None else book.shares()
-    if shares is None or bool((shares < 0).any()):
-        why = "no update has entered the model" if book is not None else "its updates have no weights to enter"
-        if shares is not None:
-            why = "some clients' weight is below 0, so what was worked on is no convex objective"
-        return {"suboptimality": last["suboptimality"], "distance": last["distance_to_optimum"], "not_split": why}
-    best = _minimum(world, entry.local.weight_decay)
-    x = _one(step.model)
-    return optimum.split(world.task, entry.local, strategy, step.state, x, world.p, shares, best)._asdict()
-
-
-def mean(evaluations: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each metric that all evaluations have."""
-    shared = [name for name in evaluations[0] if all(name in metrics for metrics in evaluations)]
-    return {name: sum(metrics[name] for metrics in evaluations) / len(evaluations) for name in shared}
 
 
 class Summary(NamedTuple):

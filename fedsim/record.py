@@ -4,6 +4,7 @@
     environment.json   versions, platform, threads, device
     schedule-seed1.npz who was present when, one per seed
     metrics.csv        strategy, seed, round, metric, value: a line as soon as it is measured
+    times.csv          strategy, seed, round, seconds: how long the run had taken by then (no part of its results)
     clients.csv        strategy, seed, client, ...: how each fares at the end of a run, where clients are measured
     result.json        the finished runs, replaced as a whole after each
     tune.json          how the settings were chosen, where the experiment had a table [tune]
@@ -21,7 +22,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,12 +34,13 @@ if TYPE_CHECKING:
     from fedsim.participation import Schedule
 
 __all__ = [
-    "Measurement", "RunFolder", "load_checkpoint", "read_clients", "read_metrics", "read_result", "read_tuning",
-    "save_checkpoint",
+    "Measurement", "RunFolder", "load_checkpoint", "read_clients", "read_metrics", "read_result", "read_times",
+    "read_tuning", "save_checkpoint",
 ]  # fmt: skip
 
 COLUMNS = ("strategy", "seed", "round", "metric", "value")
-OURS = ("experiment.toml", "environment.json", "metrics.csv", "clients.csv", "result.json", "tune.json")
+TIMES = ("strategy", "seed", "round", "seconds")
+OURS = ("experiment.toml", "environment.json", "metrics.csv", "times.csv", "clients.csv", "result.json", "tune.json")
 
 
 class CannotWrite(OSError):
@@ -67,6 +69,7 @@ class RunFolder:
         self.runs: list[dict[str, Any]] = []
         self.failures: list[dict[str, Any]] = []
         self._columns: list[str] = []  # of clients.csv
+        self._open: dict[str, io.FileIO] = {}
         check_free(self.path)
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
@@ -75,9 +78,10 @@ class RunFolder:
             self._text("experiment.toml", experiment)
             self._text("environment.json", json.dumps(environment, indent=2) + "\n")
             self._result()
-            with writing(self.path / "metrics.csv"):
-                self._metrics = open(self.path / "metrics.csv", "xb", buffering=0)  # noqa: SIM115  closed in `close`
-            self._append(self._metrics, self.path / "metrics.csv", _lines([COLUMNS]))
+            for name, head in (("metrics.csv", COLUMNS), ("times.csv", TIMES)):
+                with writing(self.path / name):
+                    self._open[name] = open(self.path / name, "xb", buffering=0)  # noqa: SIM115  closed in `close`
+                self._add(name, [head])
         except OSError:
             self._undo(made)
             raise
@@ -99,9 +103,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Nothing more is measured."""
-        if hasattr(self, "_metrics"):
-            with writing(self.path / "metrics.csv"):
-                self._metrics.close()
+        for name, file in self._open.items():
+            with writing(self.path / name):
+                file.close()
 
     def schedule(self, seed: int, schedule: Schedule) -> None:
         """Keep who was present when."""
@@ -111,8 +115,14 @@ class RunFolder:
 
     def measured(self, strategy: str, seed: int, round: int, metrics: Mapping[str, float]) -> None:
         """Add an evaluation to metrics.csv, at once."""
-        lines = _lines((strategy, seed, round, metric, repr(float(v))) for metric, v in metrics.items())
-        self._append(self._metrics, self.path / "metrics.csv", lines)
+        self._add("metrics.csv", ((strategy, seed, round, metric, repr(float(v))) for metric, v in metrics.items()))
+
+    def timed(self, strategy: str, seed: int, round: int, seconds: float) -> None:
+        """Add how long a run had taken until an evaluation was over to times.csv, at once."""
+        self._add("times.csv", [(strategy, seed, round, f"{seconds:.6g}")])
+
+    def _add(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
+        self._append(self._open[name], self.path / name, _lines(rows))
 
     def clients(self, strategy: str, seed: int, table: Mapping[str, Any]) -> None:
         """Add a run's table of clients, columns [n] by name, to clients.csv; one of more than LISTED clients is passed
@@ -254,6 +264,16 @@ def read_metrics(folder: str | Path) -> list[Measurement]:
         Measurement(row["strategy"], int(row["seed"]), int(row["round"]), row["metric"], float(row["value"]))
         for row in rows
     ]
+
+
+def read_times(folder: str | Path) -> dict[tuple[str, int, int], float]:
+    """(strategy, seed, round) -> how many seconds the run had taken by then; a last line cut short is passed over."""
+    path = Path(folder) / "times.csv"
+    if not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    return {(row["strategy"], int(row["seed"]), int(row["round"])): float(row["seconds"]) for row in rows}
 
 
 def read_clients(folder: str | Path) -> list[dict[str, str]]:

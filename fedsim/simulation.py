@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim import keyed
+from fedsim.engine.plan import Job
 from fedsim.strategy import GossipStrategy, Round, Strategy, Traffic, complete, core
 from fedsim.weights import Scheduled
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedsim.engine import Engine
+    from fedsim.engine import Answer, Engine
     from fedsim.local import LocalSGD
     from fedsim.participation import Row, Schedule
     from fedsim.task import Task
@@ -78,13 +79,40 @@ def simulate(
 
     Raises ValueError if the schedule is for another number of clients, or if training gives NaN or infinity.
     """
+    turns = rounds(task, strategy, schedule, local, seed=seed, p=p, init=init, state=state, t=t)
+    engine = default_engine(task, local, schedule) if engine is None else engine
+    answer: Answer | None = None
+    while (said := _next(turns, answer)) is not None:
+        answer = None
+        if isinstance(said, Job):
+            answer = engine(*said)
+        else:
+            yield said
+
+
+Turns = Generator[Job | Step, "Answer | None", None]
+
+
+def _next(turns: Turns, answer: Answer | None) -> Job | Step | None:
+    """What a run says next; None: it is over."""
+    try:
+        return turns.send(answer)
+    except StopIteration:
+        return None
+
+
+def rounds(
+    task: Task, strategy: Strategy, schedule: Schedule, local: LocalSGD, *, seed: int = 0, p: Tensor | None = None,
+    init: str = "shared", state: Any = None, t: int = 0,
+) -> Turns:  # fmt: skip
+    """`simulate` without an engine: yields a `Job` wherever somebody is to be trained, is sent the engine's `Answer`,
+    and yields a `Step` when a round is over. So one engine can serve many runs (`fedsim.lockstep`)."""
     if schedule.n != task.n:
         raise ValueError(f"schedule has {schedule.n} clients but the task has {task.n}; draw it with n={task.n}")
     strategy = prepare(strategy, task, schedule)
     state = begin(strategy, task, seed=seed, p=p, init=init) if state is None else state
-    engine = default_engine(task, local, schedule) if engine is None else engine
     for now in range(t, len(schedule)):
-        state, round = play(task, strategy, engine, local, schedule[now], state, now, seed)
+        state, round = yield from turn(task, strategy, local, schedule[now], state, now, seed)
         model = strategy.model(state)
         sound(model, round)
         yield Step(now, state, round, model, strategy.traffic(state, round))
@@ -93,6 +121,19 @@ def simulate(
 def play(
     task: Task, strategy: Strategy, engine: Engine, local: LocalSGD, row: Row, state: Any, t: int, seed: int
 ) -> tuple[Any, Round]:
+    """One round by itself: the next state, and what reached the strategy."""
+    asking = turn(task, strategy, local, row, state, t, seed)
+    try:
+        asking.send(engine(*next(asking)))
+    except StopIteration as over:
+        found: tuple[Any, Round] = over.value
+        return found
+    raise AssertionError("a round asks once")
+
+
+def turn(
+    task: Task, strategy: Strategy, local: LocalSGD, row: Row, state: Any, t: int, seed: int
+) -> Generator[Job, Answer | None, tuple[Any, Round]]:
     """One round: who is there -> where they start -> train -> what to make of their moves."""
     import torch
 
@@ -122,7 +163,8 @@ def play(
         nothing = work.start.new_zeros(0)
         round = Round(t, there, work.start, work.start.clone(), nothing, nothing, available, lr, chance=chance)
         return strategy.step(state, round), round
-    answer = engine(task, who, work, keyed.fold(seed, "client", t, there), local, t, effort)
+    answer = yield Job(task, who, work, keyed.fold(seed, "client", t, there), local, t, effort)
+    assert answer is not None
     start = work.start
     if len(answer.who) < len(who):  # who did not answer was absent
         there = answer.who.to(device)

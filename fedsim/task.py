@@ -6,9 +6,10 @@ A client is a slice of `rows`, not an object: rows[first[i] : first[i] + size[i]
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim import keyed
@@ -176,6 +177,49 @@ class Task:
             labels = np.concatenate([self.targets[rows].cpu().numpy().astype(np.int64) for rows, _ in parts])
         classes = max(self.classes, 1)
         return np.bincount(owner * classes + labels, minlength=self.n * classes).reshape(self.n, classes)
+
+
+def regroup(task: Task, parts: Parts, *, holdout: float = 0.0, seed: int = 0) -> Task:
+    """The same examples, model and test set among other clients: as `make_task` with the same data set and module,
+    without another copy of the examples."""
+    import torch
+
+    from fedsim.data.partition import hold_out
+
+    def tensor(value: Any) -> Tensor:
+        return torch.as_tensor(value).to(task.device)
+
+    kept, held = (parts, None) if holdout == 0 else hold_out(parts, holdout, seed)
+    return replace(
+        task,
+        targets=task.targets if parts.targets is None else tensor(parts.targets),
+        rows=tensor(kept.rows),
+        first=tensor(kept.first),
+        size=tensor(kept.size),
+        moved=parts.moved,
+        held=None if held is None else Held(tensor(held.rows), tensor(held.first), tensor(held.size)),
+    )
+
+
+def join(tasks: Sequence[Task]) -> Task | None:
+    """One task of the clients of all, one task's after the other's; None where they do not share examples and model
+    (`regroup`). It is there to train clients of many tasks at once: nothing is held out of it."""
+    import torch
+
+    one = tasks[0]
+    for other in tasks[1:]:
+        if other.outputs_of is not one.outputs_of or other.inputs is not one.inputs or other.targets is not one.targets:
+            return None
+    if len(tasks) == 1:
+        return one
+    offsets = [0, *itertools.accumulate(len(task.rows) for task in tasks)]
+    return replace(
+        one,
+        rows=torch.cat([task.rows for task in tasks]),
+        first=torch.cat([task.first + offset for task, offset in zip(tasks, offsets, strict=False)]),
+        size=torch.cat([task.size for task in tasks]),
+        held=None,
+    )
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ FILES = [
     "environment.json",
     "experiment.toml",
     "metrics.csv",
+    "times.csv",
     "result.json",
     "schedule-seed1.npz",
     "schedule-seed2.npz",
@@ -137,7 +138,8 @@ def test_results_follow_from_the_metrics(ran: tuple[Path, subprocess.CompletedPr
     ]
     for run in runs:
         assert set(run) == {
-            "strategy", "seed", "rounds", "final", "final_mean", "seconds", "client_trainings_per_second", "clients"
+            "strategy", "seed", "rounds", "final", "final_mean", "seconds", "client_trainings_per_second", "clients",
+            "spent",
         }  # fmt: skip
         mine = [m for m in metrics if (m.strategy, m.seed) == (run["strategy"], run["seed"])]
         assert sorted({m.round for m in mine}) == [0, 4, 8, 10]
@@ -310,7 +312,7 @@ def test_stopped_in_the_middle(experiment: Path, tmp_path: Path, sent: signal.Si
         assert f"interrupted; the results so far are in {tmp_path / 'run'}" in err
     assert out == ""
     measured = read_metrics(tmp_path / "run")
-    assert {m.strategy for m in measured} == {"FedAvg"}
+    assert {m.strategy for m in measured} == {"FedAvg", "FedAU, K = 5", "gossip"}  # side by side
     assert {"test_loss", "test_accuracy", "train_objective"} <= {m.metric for m in measured}
     assert read_result(tmp_path / "run") == []
     assert Schedule.load(tmp_path / "run" / "schedule-seed1.npz").n == 6

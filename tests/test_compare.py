@@ -14,6 +14,7 @@ import torch
 from fedsim import clients, compare, experiment, federate, ledger, measure, models, strategies
 from fedsim.data import Clusters, Dataset, split
 from fedsim.data.partition import Dirichlet
+from fedsim.engine import Stacked
 from fedsim.local import LocalSGD
 from fedsim.mixing import Alone
 from fedsim.participation import Bernoulli, LabelCorrelated, Schedule
@@ -35,7 +36,7 @@ TABLES: dict[str, Any] = {
         {"name": "MIFA", "local": {"lr": 0.05}},
         {"name": "DPSGD", "topology": "ring"},
     ],
-    "run": {"rounds": 5, "seeds": [3, 4], "eval-every": 2, "device": "cpu", "eval-nodes": 4},
+    "run": {"rounds": 5, "seeds": [3, 4], "eval-every": 2, "device": "cpu", "eval-nodes": 4, "chunk": 2},
 }
 
 
@@ -72,7 +73,7 @@ def by_hand(label: str, seed: int) -> tuple[dict[int, dict[str, float]], Any]:
     local = LocalSGD(lr=0.05 if label == "MIFA" else 0.1, steps=2, batch=4)
     p = torch.full((6,), 1 / 6, dtype=torch.float64)
     found = {}
-    for step in simulate(task, strategy, schedule, local, seed=seed, p=p):
+    for step in simulate(task, strategy, schedule, local, seed=seed, p=p, engine=Stacked(2)):
         found[step.t + 1] = measure.test(task, step.model) | {"train_objective": measure.objective(task, step.model, p)}
     return found, schedule
 
@@ -96,9 +97,14 @@ def test_company_changes_nothing(everything: list[compare.Event], label: str) ->
 
 
 def test_the_order_of_events(everything: list[compare.Event]) -> None:
-    kinds = [type(e).__name__ for e in everything]
-    run = ["Measured", "Played", "Measured", "Played", "Played", "Measured", "Played", "Measured", "Played"]
-    assert kinds == 2 * ["Began", *3 * [*run, "Clients", "Finished"]]
+    """Side by side all runs play a round before any plays the next; one by one a run ends before the next begins."""
+    rounds = [["Played"], ["Measured", "Timed", "Played"], ["Played"], ["Measured", "Timed", "Played"]]
+    last = ["Measured", "Timed", "Played", "Clients", "Finished"]
+    beside = ["Measured", "Timed"] * 6 + [kind for one in rounds for _ in range(6) for kind in one] + 6 * last
+    assert [type(e).__name__ for e in everything] == ["Planned", "Began", "Began", *beside]
+    single = events("FedAvg", "MIFA", "DPSGD", together=1)
+    run = ["Measured", "Timed", *(kind for one in rounds for kind in one), *last]
+    assert [type(e).__name__ for e in single] == ["Planned", "Began", *3 * run, "Began", *3 * run]
 
 
 # --- how clients fare -------------------------------------------------------------------------------------------------

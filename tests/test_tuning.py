@@ -22,6 +22,7 @@ from fedsim.record import read_metrics
 from fedsim.simulation import prepare, simulate
 from fedsim.tuning import Tuned, budget
 from fedsim.tuning.judging import Court, court, without
+from fedsim.tuning.trials import engine_for
 
 TABLES: dict[str, Any] = {
     "task": {
@@ -168,7 +169,7 @@ def test_a_trial_that_goes_on_is_the_uninterrupted_run(strategy: dict[str, Any])
         entry, world = point.entry, where.world
         rule = prepare(entry.ready(6, 5), world.task, world.schedule)
         values = {}
-        engine = compare._engine(made_, world, entry.local)
+        engine = engine_for(made_, made_.tuning.grids[0], [where])
         for step in simulate(world.task, rule, world.schedule, entry.local, seed=5, p=world.p, engine=engine):
             values[step.t + 1] = where.value(step.model)
         assert trial.values == {rounds: values[rounds] for rounds in trial.values}
@@ -205,15 +206,15 @@ def test_of_a_large_grid_a_random_part_is_tried() -> None:
 
 
 def test_every_strategy_trains_as_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted at the engine: a round is one call of it, whatever the size of the grid, over two seeds."""
+    """Counted at the engine: a round is one job of it, whatever the size of the grid, over two seeds."""
     calls: list[int] = []
-    train = Stacked.__call__
+    train = Stacked.together
 
-    def counted(self: Stacked, task: Any, who: Any, *rest: Any) -> Any:
-        calls.append(len(who))
-        return train(self, task, who, *rest)
+    def counted(self: Stacked, jobs: Any) -> Any:
+        calls.extend(len(job.who) for job in jobs)
+        return train(self, jobs)
 
-    monkeypatch.setattr(Stacked, "__call__", counted)
+    monkeypatch.setattr(Stacked, "together", counted)
     strategies = [
         {"name": "FedAvg"},
         {"name": "FedStale", "tune": {"beta": [0.1, 0.5, 0.9]}},

@@ -151,6 +151,8 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
     try:
         with progress:
             for event in _events(experiment, flower):
+                if isinstance(event, compare.Planned):
+                    experiment = event.experiment
                 if record is None:
                     record = RunFolder(folder, experiment.toml(), environment(experiment.run.device))
                 match event:
@@ -164,6 +166,8 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
                         progress.update(bar, advance=1, description=f"seed {seed}, {strategy}")
                     case compare.Measured():
                         record.measured(*event)
+                    case compare.Timed():
+                        record.timed(*event)
                     case compare.Absent() | compare.Heard():
                         from fedsim.flower.app import note
 

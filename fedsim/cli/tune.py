@@ -89,8 +89,7 @@ def run_tuning(experiment: Experiment, screen: Console, quiet: bool) -> tuple[Ex
     with progress:
         for event in tuning.tune(experiment):
             if isinstance(event, tuning.Played):
-                text = f"tuning {event.strategy}, trial {event.trial + 1}"
-                progress.update(bar, advance=1, description=text)
+                progress.update(bar, advance=1, description=f"tuning {event.strategy}, round {event.round}")
             else:
                 results.append(event)  # what a small grid could not spend is not waited for
                 done = sum(allowed for each in results if each.trials)

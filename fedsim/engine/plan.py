@@ -25,6 +25,18 @@ class Answer(NamedTuple):
     told: Mapping[str, Tensor]  # answers to work.ask, each [k] or [k, P]
 
 
+class Job(NamedTuple):
+    """What an engine is asked: a cohort of one run in one round. `engine(*job)` does it."""
+
+    task: Task
+    who: Tensor  # [k]     on the host
+    work: Work
+    keys: Tensor  # [k]
+    local: LocalSGD
+    t: int = 0
+    effort: Tensor | None = None  # [k]     on the host; None: all do all their work
+
+
 class Engine(Protocol):
     """Trains a cohort."""
 

@@ -8,11 +8,12 @@ chunk, threads and dtype fixed a client's numbers are bit-identical whoever trai
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedsim.engine.plan import Answer, counts, minibatches, refuse, spans, width
+from fedsim.engine.plan import Answer, Job, counts, minibatches, refuse, spans, width
 from fedsim.strategy import Work
 
 if TYPE_CHECKING:
@@ -40,29 +41,50 @@ class Stacked:
         self, task: Task, who: Tensor, work: Work, keys: Tensor, local: LocalSGD, t: int = 0,
         effort: Tensor | None = None,
     ) -> Answer:  # fmt: skip
+        return self.together([Job(task, who, work, keys, local, t, effort)])[0]
+
+    def together(self, jobs: Sequence[Job]) -> list[Answer]:
+        """Cohorts of many runs at once. Those on one task whose steps are alike (see `kind`) share the lanes, whatever
+        their learning rates and numbers of steps; what each gets is bit for bit what it gets alone."""
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for i, job in enumerate(jobs):
+            refuse(job.work, job.local)
+            groups.setdefault(kind(job), []).append(i)
+        answers: dict[int, Answer] = {}
+        for members in groups.values():
+            answers.update(zip(members, self._train([jobs[i] for i in members]), strict=True))
+        return [answers[i] for i in range(len(jobs))]
+
+    def _train(self, jobs: Sequence[Job]) -> list[Answer]:
+        """Cohorts on one task whose steps are alike, as one of K clients."""
         import torch
 
-        refuse(work, local)
-        device, lr, batch = work.start.device, local.lr_at(t), width(task, local)
-        steps = counts(task, who, local, effort)
+        task, local = jobs[0].task, jobs[0].local
+        device, batch = task.device, width(task, local)
+        each = [counts(job.task, job.who, job.local, job.effort) for job in jobs]
+        steps = list(itertools.chain.from_iterable(each))
         lanes = Lanes(steps, self.chunk)
         job, tau = lanes.job.to(device), lanes.tau.to(device)  # [c, S]
         active = tau >= 0
-        clients = who.to(device)[job]
+        clients = joined([one.who for one in jobs]).to(device)[job]
+        keys = joined([one.keys for one in jobs])
+        bank, at_bank = starts(jobs)  # [m, P], [K]
+        work = merged(jobs)
+        rates = torch.tensor([one.local.lr_at(one.t) for one in jobs for _ in one.who], dtype=task.dtype).to(device)
 
-        delta = torch.zeros_like(work.start, memory_format=torch.contiguous_format)
-        told: dict[str, Tensor] = {}
-        y = work.start[job[:, 0]]  # [c, P]
+        delta = torch.zeros((len(steps), bank.shape[1]), dtype=bank.dtype, device=device)
+        y = bank[at_bank[job[:, 0]]]  # [c, P]
         views = task.layout.views(y)
-        velocity = first_velocity = None
+        velocity = first_velocity = last_velocity = None
         if local.momentum:
-            first_velocity = torch.zeros_like(delta) if work.velocity is None else work.velocity
+            first_velocity = joined([
+                torch.zeros((len(one.who), y.shape[1]), dtype=y.dtype, device=device)
+                if one.work.velocity is None else one.work.velocity for one in jobs
+            ])  # fmt: skip
             velocity = first_velocity[job[:, 0]]
-            if "velocity" in work.ask:
-                told["velocity"] = torch.zeros_like(delta)
-        plain = not (local.momentum or local.weight_decay or local.clip or work.mu)
-        plain = plain and is_number(work.shift, 0.0) and is_number(work.scale, 1.0)
-        flat = None if plain else torch.empty_like(y)
+            if any("velocity" in one.work.ask for one in jobs):
+                last_velocity = torch.zeros_like(delta)
+        flat = None if is_plain(jobs[0]) else torch.empty_like(y)
         at = job[:, 0]  # [c]  whom each lane trains
 
         gradient = gradients(task)
@@ -76,41 +98,53 @@ class Stacked:
             pool = task.rows[place]  # [c, S, b]
             count = counted.sum(-1)  # [c, S]
             weight = counted.to(task.dtype) / count.clamp(min=1)[..., None]
+            rate = rates[job[:, cut]]  # [c, S]
             examples.append(count)
             for s in range(count.shape[1]):
                 inputs, targets = task.inputs[pool[:, s]], task.targets[pool[:, s]]
-                slopes, value = gradient(views, inputs, targets, weight[:, s], step_keys[:, s])
+                worth = rate[:, s, None] if flat is None else None  # a plain step's gradients come out times lr
+                slopes, value = gradient(views, inputs, targets, weight[:, s], step_keys[:, s], worth)
                 values.append(value)
                 if flat is None:
-                    torch._foreach_add_(list(views.values()), [slopes[name] for name in views], alpha=-lr)
+                    torch._foreach_sub_(list(views.values()), [slopes[name] for name in views])
                 else:
                     for name, view in task.layout.views(flat).items():
                         view.copy_(slopes[name])
-                    adjust(flat, y, work, local, at)
+                    adjust(flat, y, work, bank[at_bank[at]] if not is_number(work.mu, 0.0) else None, local, at)
                     if velocity is not None:
                         velocity.mul_(local.momentum).add_(flat)
-                    y.add_(flat if velocity is None else velocity, alpha=-lr)
+                    y.sub_(torch.mul(flat if velocity is None else velocity, rate[:, s, None], out=flat))
                 changes = lanes.changes(begin + s)
                 if changes[0]:  # lanes whose client has taken its last step; the next one gets in
                     over, done, going, following = (torch.tensor(i, dtype=torch.int64).to(device) for i in changes)
-                    delta[done] = y[over] - work.start[done]
-                    if "velocity" in told and velocity is not None:
-                        told["velocity"][done] = velocity[over]
-                    y[going] = work.start[following]
+                    delta[done] = y[over] - bank[at_bank[done]]
+                    if last_velocity is not None and velocity is not None:
+                        last_velocity[done] = velocity[over]
+                    y[going] = bank[at_bank[following]]
                     if velocity is not None and first_velocity is not None:
                         velocity[going] = first_velocity[following]
                     at = at.index_copy(0, going, following)
 
         number = torch.cat(examples, 1) if examples else active.long()  # [c, S]; counts 0 where a lane is idle
-        sums = torch.zeros((2, len(who)), dtype=task.dtype, device=device)
+        sums = torch.zeros((2, len(steps)), dtype=task.dtype, device=device)
         if values:
             seen = number.to(task.dtype)
             both = torch.stack([torch.stack(values, 1) * seen, seen])
             sums.index_add_(1, job.reshape(-1), both.reshape(2, -1))
         loss = sums[0] / sums[1].clamp(min=1)
-        if work.ask & {"gradient-at-start", "loss-at-start"}:
-            told |= self._at_start(task, who, work)
-        return Answer(who, delta, spans(local, steps, t, work), loss, told)
+
+        answers, begin = [], 0
+        for one, taken in zip(jobs, each, strict=True):
+            mine = slice(begin, begin + len(taken))
+            begin += len(taken)
+            told: dict[str, Tensor] = {}
+            if "velocity" in one.work.ask and last_velocity is not None:
+                told["velocity"] = last_velocity[mine]
+            if one.work.ask & {"gradient-at-start", "loss-at-start"}:
+                told |= self._at_start(task, one.who, one.work)
+            span = spans(one.local, taken, one.t, one.work)
+            answers.append(Answer(one.who, delta[mine], span, loss[mine], told))
+        return answers
 
     def _at_start(self, task: Task, who: Tensor, work: Work) -> dict[str, Tensor]:
         """Gradient [k, P] and loss [k] of each client's whole data at its start, without dropout, as far as asked."""
@@ -132,7 +166,7 @@ class Stacked:
                 counted = position < size[:, None]
                 pool = task.rows[first[:, None] + torch.where(counted, position, 0)]
                 weight = counted.to(task.dtype) / size[:, None]
-                part, value = gradient(start, task.inputs[pool], task.targets[pool], weight, keys)
+                part, value = gradient(start, task.inputs[pool], task.targets[pool], weight, keys, None)
                 slope[real] += task.layout.stack(part)[: len(members)]
                 loss[real] += value[: len(members)]
         return {
@@ -175,31 +209,103 @@ class Lanes:
         return [e[0] for e in ended], [e[1] for e in ended], [g[0] for g in going], [g[1] for g in going]
 
 
-def adjust(flat: Tensor, y: Tensor, work: Work, local: LocalSGD, at: Tensor) -> None:
-    """Turns batch gradients [c, P] of the clients `at` [c] into the direction of the affine step, in place."""
+def is_plain(job: Job) -> bool:
+    """Whether a cohort's step is y <- y - lr * gradient and nothing else."""
+    local, work = job.local, job.work
+    plain = not (local.momentum or local.weight_decay or local.clip)
+    return plain and is_number(work.mu, 0.0) and is_number(work.shift, 0.0) and is_number(work.scale, 1.0)
+
+
+def kind(job: Job) -> tuple[Any, ...]:
+    """What cohorts must have in common to share the lanes; the rest (learning rate, number of steps, mu, shift, scale)
+    is a client's own."""
+    local = job.local
+    return (
+        id(job.task), width(job.task, local), is_plain(job), local.momentum, local.weight_decay, local.clip,
+    )  # fmt: skip
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors one after the other; of one, itself."""
+    import torch
+
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def starts(jobs: Sequence[Job]) -> tuple[Tensor, Tensor]:
+    """Where clients begin, as distinct models [m, P] and which of them each has [K]: a server's model is one row,
+    however many get it."""
+    import torch
+
+    rows, index, begin = [], [], 0
+    for job in jobs:
+        start = job.work.start
+        k, shared = len(start), len(start) > 1 and start.stride(0) == 0
+        rows.append(start[:1] if shared else start)
+        index.append(torch.full((k,), begin) if shared else torch.arange(begin, begin + k))
+        begin += len(rows[-1])
+    return joined(rows), joined(index).to(jobs[0].task.device)
+
+
+def merged(jobs: Sequence[Job]) -> Work:
+    """The work of K clients, without starts: numbers where all have the same number, else a row for each."""
+    import torch
+
+    works = [job.work for job in jobs]
+    sizes = [len(job.who) for job in jobs]
+    found: dict[str, Any] = {}
+    for name in ("shift", "scale", "mu"):
+        given = [getattr(work, name) for work in works]
+        if len(jobs) == 1 or (isinstance(given[0], (int, float)) and all(is_number(v, given[0]) for v in given[1:])):
+            found[name] = given[0]
+            continue
+        like = works[0].start
+        parts = [torch.as_tensor(value, dtype=like.dtype).to(like.device) for value in given]
+        columns = max(part.shape[-1] if part.ndim else 1 for part in parts)
+        found[name] = torch.cat([part.expand(k, columns) for part, k in zip(parts, sizes, strict=True)])
+    return Work(works[0].start, **found)
+
+
+def adjust(flat: Tensor, y: Tensor, work: Work, start: Tensor | None, local: LocalSGD, at: Tensor) -> None:
+    """Turns batch gradients [c, P] of the clients `at` [c], who began at `start` [c, P] (None: nothing pulls them
+    back), into the direction of the affine step, in place."""
     if local.clip is not None:
         flat *= (local.clip / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
     if local.weight_decay:
         flat.add_(y, alpha=local.weight_decay)
     if not is_number(work.scale, 1.0):
         flat *= per_client(work.scale, at)
-    if work.mu:
-        flat += work.mu * (y - work.start[at])
+    if start is not None:
+        flat += per_client(work.mu, at) * (y - start)
     if not is_number(work.shift, 0.0):
         flat += per_client(work.shift, at)
 
 
-Gradient = Callable[[dict[str, Any], Any, Any, Any, Any], tuple[dict[str, Any], Any]]
+Gradient = Callable[..., tuple[dict[str, Any], Any]]
 
 
 def gradients(task: Task, dropout: bool = True) -> Gradient:
-    """(params [c, ...], inputs [c, b, ...], targets [c, b], weights [c, b], keys [c]) -> gradients and losses [c]."""
-    from torch.func import grad_and_value, vmap
+    """(params [c, ...], inputs [c, b, ...], targets [c, b], weights [c, b], keys [c], worth [c, 1] or None) ->
+    gradients, times `worth` where that is given, and losses [c]."""
+    from torch.func import grad, vmap
 
-    def loss(params: dict[str, Tensor], inputs: Tensor, targets: Tensor, weights: Tensor, key: Tensor) -> Tensor:
-        return (task.losses(params, inputs, targets, key if dropout else None) * weights).sum()
+    def loss(
+        params: dict[str, Tensor], inputs: Tensor, targets: Tensor, weights: Tensor, key: Tensor, worth: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        losses = task.losses(params, inputs, targets, key if dropout else None)
+        value = (losses * weights).sum()
+        return (value if worth is None else (losses * (weights * worth)).sum()), value
 
-    return vmap(grad_and_value(loss), randomness="error")
+    def one(*given: Any) -> Any:
+        return grad(loss, has_aux=True)(*given)
+
+    batched = {True: vmap(one, randomness="error"), False: vmap(one, in_dims=(0, 0, 0, 0, 0, None), randomness="error")}
+
+    def run(*given: Any) -> tuple[dict[str, Any], Any]:
+        found: tuple[dict[str, Any], Any] = batched[given[5] is not None](*given)
+        return found
+
+    return run
 
 
 def per_client(value: Tensor | float, at: Tensor) -> Tensor | float:

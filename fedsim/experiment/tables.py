@@ -64,11 +64,13 @@ class RunTable:
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     engine: Literal["stacked", "loop"] = "stacked"
-    memory: str = "1GiB"  # what the stacked engine may use for the clients it trains at once
+    memory: str = "1GiB"  # what clients trained at once may use, and what runs side by side may remember
+    chunk: int | None = None  # clients the stacked engine trains side by side; left out: chosen, then fixed
+    together: int | None = None  # runs that advance side by side; left out: as many as `memory` holds
     threads: int | None = None  # of the CPU; left out: as many as torch likes
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "eval_every", "eval_nodes", "threads"):
+        for name in ("rounds", "eval_every", "eval_nodes", "chunk", "together", "threads"):
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**31:
                 raise ValueError(f"{name} must be at least 1 and below 2^31, got {value}")

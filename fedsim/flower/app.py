@@ -45,7 +45,6 @@ from fedsim.flower import wire
 from fedsim.flower.client import HOSTS, PARTITION, UNDERSTANDS, client_of, host_card, trained, trained_many
 from fedsim.flower.over import Over, Value, over
 from fedsim.flower.roster import Roster
-from fedsim.simulation import default_engine
 
 if TYPE_CHECKING:
     from fedsim.data import Dataset
@@ -143,14 +142,15 @@ def played(experiment: Experiment, grid: Callable[[], Grid], **settings: Any) ->
 
     def engine(world: compare.World, entry: Entry) -> Over:
         extra: dict[str, Value] = {"experiment": text, "seed": world.seed, "strategy": entry.label}
-        if experiment.run.engine != "loop":  # for nodes that host many clients
-            stacked = default_engine(world.task, entry.local, world.schedule, experiment.run.bytes)
-            extra["chunk"] = stacked.chunk if isinstance(stacked, Stacked) else 0
+        if chunk is not None and experiment.run.engine == "stacked":  # for nodes that host many clients
+            extra["chunk"] = chunk
         engines.append(over(grid(), extra=extra, roster=roster, **settings))
         return engines[-1]
 
-    told = 0
+    told, chunk = 0, experiment.run.chunk
     for event in compare.compare(experiment, engine):
+        if isinstance(event, compare.Planned):
+            chunk = event.experiment.run.chunk
         if isinstance(event, compare.Played | compare.Failed) and engines:
             label, seed, made = event.strategy, event.seed, engines[-1]
             for t, client, _, reason in made.absences[told:]:
@@ -208,6 +208,8 @@ def record(experiment: Experiment, happening: Iterator[compare.Event], out: str)
     failures, written = list[str](), None
     try:
         for event in happening:
+            if isinstance(event, compare.Planned):
+                experiment = event.experiment
             if written is None:
                 written = RunFolder(folder, experiment.toml(), environment(experiment.run.device))
             match event:
@@ -217,6 +219,8 @@ def record(experiment: Experiment, happening: Iterator[compare.Event], out: str)
                     written.measured(*event)
                     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name in SHOWN)
                     log.info("%s, seed %d, round %d: %s", strategy, seed, round, shown)
+                case compare.Timed():
+                    written.timed(*event)
                 case compare.Absent() | compare.Heard():
                     note(folder, event)
                 case compare.Clients():
@@ -267,6 +271,8 @@ def tell(happening: Iterator[compare.Event]) -> None:
 
     try:
         for event in happening:
+            if isinstance(event, compare.Planned):
+                continue  # whoever asked has the experiment, and settles it for itself
             if isinstance(event, compare.Began):
                 say("Began", [event.seed, packed(event.schedule), event.moved])
             elif isinstance(event, compare.Clients):
@@ -306,8 +312,8 @@ def told(line: str) -> compare.Event | None:
 KINDS: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
-        compare.Played, compare.Measured, compare.Clients, compare.Finished, compare.Failed, compare.Absent,
-        compare.Heard,
+        compare.Played, compare.Measured, compare.Timed, compare.Clients, compare.Finished, compare.Failed,
+        compare.Absent, compare.Heard,
     )
 }  # fmt: skip
 

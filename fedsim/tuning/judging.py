@@ -47,13 +47,16 @@ class Court(NamedTuple):
         return sum(found) / len(found)
 
 
-def court(experiment: Experiment, table: TuneTable, dataset: Dataset, rounds: int, seed: int) -> Court:
-    """The world of a tuning seed. Raises ValueError where nothing is left to judge by."""
+def court(
+    experiment: Experiment, table: TuneTable, dataset: Dataset, rounds: int, seed: int, like: Court | None = None
+) -> Court:
+    """The world of a tuning seed; another seed's (`like`) lends its examples and model. Raises ValueError where nothing
+    is left to judge by."""
     from fedsim import compare
 
     if table.metric == "accuracy" and not dataset.classes:
         raise ValueError(f'[tune] metric = "accuracy" needs classes, and {dataset.name} has none; use metric = "loss"')
-    world = compare.make_world(experiment.settled(rounds=rounds), dataset, seed)
+    world = compare.make_world(experiment.settled(rounds=rounds), dataset, seed, None if like is None else like.world)
     task = world.task
     world = world._replace(task=replace(task, test_inputs=task.test_inputs[:0], test_targets=task.test_targets[:0]))
     apart = _clients if table.on == "clients" else _examples

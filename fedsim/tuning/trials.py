@@ -1,4 +1,7 @@
-"""The trials: every strategy's points by successive halving. A trial that goes on continues, it never starts again."""
+"""The trials: every strategy's points by successive halving. A trial that goes on continues, it never starts again.
+
+A strategy's trials advance in lockstep, their cohorts of all seeds trained in one engine call a round.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fedsim.lockstep import Together, advance
+from fedsim.playing import owns_its_loop
 from fedsim.tuning import budget
 from fedsim.tuning.judging import Court, court
 
 if TYPE_CHECKING:
+    from fedsim.engine import Engine
     from fedsim.experiment import Entry, Experiment
     from fedsim.experiment.tuning import Grid, Point
 
@@ -66,7 +72,10 @@ def tune(experiment: Experiment) -> Iterator[Event]:
     if tuning is None:
         raise ValueError("the experiment has no table [tune]; add one, with a [tune.grid]")
     dataset = compare.load_data(experiment)
-    courts = [court(experiment, tuning.table, dataset, tuning.rounds, seed) for seed in tuning.table.seeds]
+    courts: list[Court] = []
+    for seed in tuning.table.seeds:
+        like = courts[0] if courts else None
+        courts.append(court(experiment, tuning.table, dataset, tuning.rounds, seed, like))
     for grid in tuning.grids:
         for point in grid.points if grid.tried else ():
             with _named(grid.label, point):
@@ -100,7 +109,7 @@ def told(settings: Mapping[str, Any]) -> str:
 class Trial:
     """A point at work: a run for each tuning seed, waiting where it was told to stop."""
 
-    def __init__(self, index: int, point: Point, runs: Sequence[Iterator[Any]]) -> None:
+    def __init__(self, index: int, point: Point, runs: Sequence[Any]) -> None:
         self.index, self.point, self.runs = index, point, runs
         self.models: list[Any] = [None] * len(runs)
         self.rounds = 0
@@ -110,25 +119,16 @@ class Trial:
         self.out_at: int | None = None
         self.failed: str | None = None
 
-    def advance(self, rounds: int) -> Iterator[tuple[int, int]]:
-        """Run on to that round with every seed; yields (seed's place, rounds over). A run that fails ends the trial."""
-        import torch
-
-        start = self.rounds
-        for place, run in enumerate(self.runs):
-            try:
-                for done in range(start + 1, rounds + 1):
-                    self.rounds = done
-                    self.spent += 1
-                    step = next(run)
-                    self.trainings += len(step.round.who)
-                    self.models[place] = step.model
-                    yield place, done
-            except ValueError as error:
-                self.failed = str(error)
-                return
-            except torch.OutOfMemoryError as error:
-                raise ValueError("the device is out of memory while tuning; lower run.memory or tune.trials") from error
+    def hear(self, place: int, round: int, step: Any) -> None:
+        """What came of a round with one of the seeds: a step, or the exception that ended it."""
+        self.rounds, self.spent = round, self.spent + 1
+        if isinstance(step, ValueError):
+            self.failed = self.failed or str(step)
+        elif isinstance(step, Exception):
+            raise ValueError("the device is out of memory while tuning; lower run.memory or tune.trials") from step
+        else:
+            self.trainings += len(step.round.who)
+            self.models[place] = step.model
 
     def judge(self, courts: Sequence[Court]) -> None:
         """Note the mean value over the seeds."""
@@ -158,14 +158,14 @@ def _halve(
     experiment: Experiment, grid: Grid, courts: Sequence[Court], rungs: Sequence[budget.Rung]
 ) -> Iterator[Event]:  # fmt: skip
     """One strategy's tuning."""
-    assert experiment.tuning is not None
     seeds, allowed = len(courts), budget.allowance(rungs) * len(courts)
     axes = {key: list(values) for key, values in grid.axes.items()}
     if not grid.tried:
         yield Tuned(grid.label, axes, grid.size, [], None, {}, [], 0, allowed, 0)
         return
+    engine = engine_for(experiment, grid, courts)
     trials = [
-        Trial(index, point, [_run(experiment, each, point.entry) for each in courts])
+        Trial(index, point, [_run(experiment, each, point.entry, engine) for each in courts])
         for index, point in enumerate(grid.points)
     ]
     alive = list(trials)
@@ -177,18 +177,17 @@ def _halve(
         alive = alive[:going]
         if k and len(alive) == 1:  # nobody left to compare it with
             break
+        yield from _advance(experiment, grid, alive, courts, rung.rounds, engine)
         for trial in alive:
-            for place, done in trial.advance(rung.rounds):
-                yield Played(grid.label, trial.index, courts[place].world.seed, done)
             if trial.failed is None:
                 trial.judge(courts)
             if trial.failed is not None:
                 trial.close()
         alive = [trial for trial in alive if trial.failed is None]
         if not alive:
-            why = trials[-1].failed or trials[0].failed
             raise ValueError(
-                f"{grid.label}: all {len(trials)} trials failed, the last with {told(trials[-1].point.settings)}: {why}"
+                f"{grid.label}: all {len(trials)} trials failed, the last with {told(trials[-1].point.settings)}: "
+                f"{trials[-1].failed or trials[0].failed}"
             )
         best = -1.0 if courts[0].metric == "accuracy" else 1.0  # sorted is stable: equal values keep their order
         alive.sort(key=lambda trial: best * trial.values[trial.rounds])
@@ -208,28 +207,69 @@ def _halve(
     )
 
 
-def _run(experiment: Experiment, where: Court, entry: Entry) -> Iterator[Any]:
-    """A strategy's rounds in a tuning seed's world: steps with a `model` and a `round`."""
+def _advance(
+    experiment: Experiment, grid: Grid, trials: Sequence[Trial], courts: Sequence[Court], rounds: int, engine: Engine
+) -> Iterator[Played]:
+    """All runs of these trials on to that round, side by side; a run that fails ends its trial."""
+    together = Together([each.world.task for each in courts])
+    most = experiment.run.together or len(trials) * len(courts)
+    for round in range(trials[0].rounds + 1, rounds + 1):
+        runs = {(trial, place): run for trial in trials if not trial.failed for place, run in enumerate(trial.runs)}
+        names = list(runs)
+        for begin in range(0, len(names), most):
+            wave = {name: runs[name] for name in names[begin : begin + most]}
+            if owns_its_loop(grid.points[0].entry):
+                steps = {name: _own(run) for name, run in wave.items()}
+            else:
+                turns = advance(wave, engine, together, experiment.run.bytes)
+                steps = {name: turn.step for name, turn in turns.items()}
+            for (trial, place), step in steps.items():
+                trial.hear(place, round, step)
+                yield Played(grid.label, trial.index, courts[place].world.seed, round)
+
+
+def _own(run: Iterator[Any]) -> Any:
+    """The next step of a strategy that owns its loop, or what ended it."""
+    import torch
+
+    try:
+        return next(run)
+    except (ValueError, torch.OutOfMemoryError) as error:
+        return error
+
+
+def engine_for(experiment: Experiment, grid: Grid, courts: Sequence[Court]) -> Engine:
+    """The engine of a strategy's trials. Its chunk stays the same when trials drop out, so that those left go on bit
+    for bit as they would have; it suits the cohorts of all of them together."""
+    from fedsim.engine import Loop, Stacked, choose
+
+    run, world = experiment.run, courts[0].world
+    if run.engine == "loop":
+        return Loop()
+    if run.chunk is not None:
+        return Stacked(run.chunk)
+    runs = len(grid.points) * len(courts)
+    cohort = float(world.rates.sum()) * min(run.together or runs, runs)
+    return Stacked(
+        min(choose(world.task, local, cohort, run.bytes).chunk for local in {p.entry.local for p in grid.points})
+    )
+
+
+def _run(experiment: Experiment, where: Court, entry: Entry, engine: Engine) -> Any:
+    """A strategy's rounds in a tuning seed's world, for `lockstep.advance`; the steps of one that owns its loop."""
     from fedsim import compare
-    from fedsim.engine import Loop
-    from fedsim.experiment.bundled import Bundled
-    from fedsim.simulation import default_engine, simulate
+    from fedsim.simulation import rounds
 
     world, task = where.world, experiment.task
     strategy = compare.prepared(entry, world, task.init)
-    engine: Any = Loop()
-    if experiment.run.engine != "loop":
-        engine = default_engine(world.task, entry.local, world.schedule, experiment.run.bytes)
-    if isinstance(entry.strategy, Bundled):
+    if owns_its_loop(entry):
         from fedsim.flower import stock
 
-        yield from stock.steps(
+        return stock.steps(
             strategy, world.task, world.schedule, entry.local, seed=world.seed, engine=engine, objective=task.objective
         )
-    else:
-        yield from simulate(
-            world.task, strategy, world.schedule, entry.local, seed=world.seed, engine=engine, p=world.p, init=task.init
-        )
+    return rounds(strategy=strategy, task=world.task, schedule=world.schedule, local=entry.local, seed=world.seed,
+                  p=world.p, init=task.init)  # fmt: skip
 
 
 def edges(grid: Grid, point: Point) -> tuple[dict[str, str], list[str]]:

@@ -1,0 +1,105 @@
+"""What happens in a comparison, as it happens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from fedsim.clients import Table
+    from fedsim.experiment import Experiment
+    from fedsim.participation import Schedule
+
+
+class Planned(NamedTuple):
+    """Everything that can be decided beforehand is: what comes first."""
+
+    experiment: Experiment  # with its device, threads and chunk
+    apart: tuple[str, ...]  # labels of strategies that own their loop: each of their runs goes by itself
+
+
+class Began(NamedTuple):
+    """A seed's world is made; its runs follow."""
+
+    seed: int
+    schedule: Schedule  # who is present when
+    moved: int  # examples given to clients the partition had left empty
+
+
+class Played(NamedTuple):
+    """A round is over."""
+
+    strategy: str  # the label
+    seed: int
+    round: int  # 1, 2, ...: how many are over
+
+
+class Measured(NamedTuple):
+    """An evaluation."""
+
+    strategy: str
+    seed: int
+    round: int  # how many rounds are over: 0 is the first model
+    metrics: dict[str, float]
+
+
+class Timed(NamedTuple):
+    """How long a run has taken until an evaluation was over. Apart from `Measured`, which is the same every time."""
+
+    strategy: str
+    seed: int
+    round: int
+    seconds: float  # its own: of what it shared with others, its share
+
+
+class Clients(NamedTuple):
+    """How every client fares with the last model of a run that is about to finish: see `fedsim.clients.table`."""
+
+    strategy: str
+    seed: int
+    table: Table  # columns [n]: client, examples, held_out, rate, ..., loss, accuracy
+
+
+class Finished(NamedTuple):
+    """A run is over."""
+
+    strategy: str
+    seed: int
+    rounds: int
+    final: dict[str, float]  # the last evaluation
+    final_mean: dict[str, float]  # mean over the evaluations of the last fifth of the rounds
+    seconds: float  # evaluations included
+    client_trainings_per_second: float  # of the engine's time; evaluations and aggregation left out
+    clients: dict[str, Any] | None = None  # `fedsim.clients.summary`, and "harm"; None: clients were not measured
+    spent: dict[str, float] | None = None  # seconds of "training", "aggregation" (all that strategies do), "evaluation"
+    error: dict[str, Any] | None = None  # `fedsim.optimum.Split`, or how far from the minimum and why no more is known
+
+
+class Failed(NamedTuple):
+    """A run ended early: it diverged, or its settings turned out not to go together."""
+
+    strategy: str
+    seed: int
+    round: int
+    reason: str
+
+
+class Absent(NamedTuple):
+    """Somebody was asked to train, and did not answer with anything usable. Only remote clients do that."""
+
+    strategy: str
+    seed: int
+    round: int  # 1, 2, ...
+    client: int
+    reason: str
+
+
+class Heard(NamedTuple):
+    """What remote clients reported beside their models in a round."""
+
+    strategy: str
+    seed: int
+    round: int  # 1, 2, ...
+    replies: dict[int, dict[str, float]]  # client -> metric -> value
+
+
+Event = Planned | Began | Played | Measured | Timed | Clients | Finished | Failed | Absent | Heard

@@ -1,0 +1,246 @@
+"""One strategy with one seed in a comparison: its rounds evaluated, booked and told of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedsim.events import Clients, Event, Failed, Finished, Measured, Played, Timed
+from fedsim.lockstep import Turn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedsim.engine import Engine
+    from fedsim.experiment import Entry, Experiment
+    from fedsim.ledger import Book
+    from fedsim.measure import PerClient
+    from fedsim.optimum import Optimum
+    from fedsim.participation import Schedule
+    from fedsim.participation.checks import Floats
+    from fedsim.task import Task
+
+
+class World(NamedTuple):
+    """All that the runs of a seed have in common."""
+
+    seed: int
+    task: Task
+    schedule: Schedule
+    p: Tensor  # [n]  weights of the objective
+    nodes: Tensor  # [m]  who is tested in gossip
+    rates: Floats  # [n]  the share of the rounds in which each client takes part
+    minima: dict[float, Optimum]  # by weight decay: the minimum of the objective, once it has been asked for
+
+
+Telling = Generator[Event | None, Turn | None, None]
+
+
+class Run(NamedTuple):
+    """A run that has not begun, or is under way."""
+
+    world: World
+    turns: Any  # its rounds: `simulation.Turns`, or, of a strategy that owns its loop, an iterator of steps
+    telling: Telling  # what happens; None where it waits for its next Turn
+    bytes: int  # that its state may come to
+    owns_its_loop: bool
+
+
+def start(
+    experiment: Experiment, world: World, entry: Entry, strategy: Any, alone: dict[int, Clients], engine: Engine
+) -> Run:
+    """A run at its first model. `alone` holds, by seed, how the clients fare by themselves, as far as that is known;
+    `engine` is for a strategy that owns its loop."""
+    from fedsim.simulation import begin, first_model, rounds
+
+    seed = world.seed
+    if owns_its_loop(entry):
+        from fedsim.flower import stock
+
+        steps = stock.steps(
+            strategy, world.task, world.schedule, entry.local, seed=seed, engine=engine,
+            objective=experiment.task.objective,
+        )  # fmt: skip
+        first = first_model(world.task, seed)
+        return Run(world, steps, tell(experiment, world, entry, None, first, alone), 0, True)
+    state = begin(strategy, world.task, seed=seed, p=world.p, init=experiment.task.init)
+    turns = rounds(world.task, strategy, world.schedule, entry.local, seed=seed, p=world.p, state=state)
+    bytes = weight(state, int((world.rates > 0).sum()))
+    return Run(world, turns, tell(experiment, world, entry, strategy, strategy.model(state), alone), bytes, False)
+
+
+def owns_its_loop(entry: Entry) -> bool:
+    """Whether an entry is a strategy of Flower, which keeps its own state and calls the engine itself."""
+    from fedsim.experiment.bundled import Bundled
+
+    return isinstance(entry.strategy, Bundled)
+
+
+def weight(state: Any, seen: int) -> int:
+    """Bytes of a state's tensors, tables of clients counted with the rows of the `seen` clients who ever come."""
+    import torch
+
+    from fedsim.rows import Rows
+
+    if isinstance(state, Rows):
+        return seen * state.data.shape[1] * state.data.element_size()
+    if isinstance(state, torch.Tensor):
+        return state.untyped_storage().nbytes()
+    return sum(weight(part, seen) for part in state) if isinstance(state, (tuple, list)) else 0
+
+
+def tell(
+    experiment: Experiment, world: World, entry: Entry, strategy: Any, model: Tensor, alone: dict[int, Clients]
+) -> Telling:
+    """What happens in a run, from its first model on. `strategy` is None for one that owns its loop."""
+    import torch
+
+    from fedsim import clients, keyed, ledger
+
+    every, seed = experiment.run.eval_every, world.seed
+    rounds = experiment.run.rounds
+    spent = {"training": 0.0, "aggregation": 0.0, "evaluation": 0.0}
+    trainings, up, down, done, k = 0, 0, 0, 0, 0
+    step: Any = None
+    history: dict[int, dict[str, float]] = {}
+    book: Book | None = None
+    if experiment.run.ledger and strategy is not None and strategy.linear:
+        book = ledger.Book(strategy, world.p, world.rates, keyed.seed(seed, "strategy"))
+    try:
+        clock = time.perf_counter()
+        while True:
+            if done % every == 0 or done == rounds:
+                metrics, figures = evaluate(experiment, world, entry, model, book)
+                if done:
+                    if k:
+                        metrics["local_loss"] = float(step.round.loss.double().mean())
+                    metrics |= {"present": float(k), "bytes_up": up / 8, "bytes_down": down / 8}
+                    metrics |= getattr(step, "metrics", {})
+                history[done] = metrics
+            spent["evaluation"] += time.perf_counter() - clock  # keeping the book included
+            if done in history:
+                yield Measured(entry.label, seed, done, metrics)
+                yield Timed(entry.label, seed, done, sum(spent.values()))
+            if done:
+                yield Played(entry.label, seed, done)
+            if done == rounds:
+                break
+            turn = yield None
+            clock = time.perf_counter()
+            assert turn is not None
+            spent["training"] += turn.training
+            spent["aggregation"] += turn.own
+            if isinstance(turn.step, Exception):
+                raise turn.step
+            step = turn.step
+            done, k, model = step.t + 1, len(step.round.who), step.model
+            trainings, up, down = trainings + k, up + step.traffic.up, down + step.traffic.down
+            if book is not None:
+                book.enter(step.round)
+        clock = time.perf_counter()
+        left = error(world, entry, strategy, step, history[rounds], book) if experiment.run.optimum else None
+        spent["evaluation"] += time.perf_counter() - clock
+    except ValueError as fault:
+        yield Failed(entry.label, seed, done, str(fault))
+        return
+    except torch.OutOfMemoryError:
+        reason = f"{experiment.run.device} is out of memory; lower run.memory (now {experiment.run.memory})"
+        yield Failed(entry.label, seed, done, reason)
+        return
+    summary = None
+    if figures is not None:
+        table = clients.table(world.task, world.schedule, figures, world.p, None if book is None else book.shares())
+        said = Clients(entry.label, seed, table)
+        yield said
+        summary = clients.summary(table)
+        if seed in alone:
+            summary["harm"] = {"against": alone[seed].strategy, **clients.harm(table, alone[seed].table)}
+        elif trains_alone(entry):
+            alone[seed] = said
+    yield Finished(
+        entry.label,
+        seed,
+        rounds,
+        history[rounds],
+        mean([metrics for round, metrics in history.items() if round > 0.8 * rounds]),
+        sum(spent.values()),
+        trainings / max(spent["training"], 1e-9),
+        summary,
+        spent,
+        left,
+    )
+
+
+def trains_alone(entry: Entry) -> bool:
+    """Whether an entry is every client training by itself."""
+    from fedsim.mixing import Alone
+    from fedsim.strategy import core
+
+    return isinstance(getattr(core(entry.strategy), "mixing", None), Alone)
+
+
+def evaluate(
+    experiment: Experiment, world: World, entry: Entry, model: Tensor, book: Book | None
+) -> tuple[dict[str, float], PerClient | None]:
+    """All metrics of a model, and how every client fares where it is measured."""
+    from fedsim import clients, measure
+
+    metrics = measure.evaluate(world.task, model, world.nodes)
+    figures: PerClient | None = None
+    off = None if book is None else book.distance()
+    if off is not None:
+        metrics["weight_distance"] = off
+    if experiment.run.eval_train:
+        figures, losses = measure.per_client_and_training(world.task, model)
+        metrics["train_objective"] = float(world.p @ losses)
+        shares = None if book is None else book.shares()
+        if shares is not None:
+            metrics["implied_objective"] = float(shares @ losses)
+        if experiment.run.optimum:
+            best, x = minimum(world, entry.local.weight_decay), one(model)
+            value = metrics["train_objective"] + entry.local.weight_decay / 2 * float(x @ x)
+            metrics["suboptimality"] = value - best.value
+            metrics["distance_to_optimum"] = float((x - best.x).norm())
+    elif world.task.held is not None:
+        figures = measure.per_client(world.task, model)
+    if figures is not None:
+        metrics |= clients.metrics(figures, world.p.cpu().numpy(), world.rates)
+    return metrics, figures
+
+
+def one(model: Tensor) -> Tensor:
+    """The model [P] in float64, of nodes their mean."""
+    return (model.mean(0) if model.ndim == 2 else model).double()
+
+
+def minimum(world: World, decay: float) -> Optimum:
+    """The minimum of the objective, found once for a world."""
+    from fedsim import optimum
+
+    if decay not in world.minima:
+        world.minima[decay] = optimum.minimise(world.task, world.p, decay)
+    return world.minima[decay]
+
+
+def error(
+    world: World, entry: Entry, strategy: Any, step: Any, last: Mapping[str, float], book: Book | None
+) -> dict[str, Any]:
+    """What keeps the last model from the minimum, as far as it can be told apart."""
+    from fedsim import optimum
+
+    shares = None if book is None else book.shares()
+    if shares is None or bool((shares < 0).any()):
+        why = "no update has entered the model" if book is not None else "its updates have no weights to enter"
+        if shares is not None:
+            why = "some clients' weight is below 0, so what was worked on is no convex objective"
+        return {"suboptimality": last["suboptimality"], "distance": last["distance_to_optimum"], "not_split": why}
+    best = minimum(world, entry.local.weight_decay)
+    x = one(step.model)
+    return optimum.split(world.task, entry.local, strategy, step.state, x, world.p, shares, best)._asdict()
+
+
+def mean(evaluations: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric that all evaluations have."""
+    shared = [name for name in evaluations[0] if all(name in metrics for metrics in evaluations)]
+    return {name: sum(metrics[name] for metrics in evaluations) / len(evaluations) for name in shared}
