@@ -158,22 +158,36 @@ def test_accuracy_is_better_high() -> None:
     {"name": "DPSGD", "topology": "ring"},
 ])  # fmt: skip
 def test_a_trial_that_goes_on_is_the_uninterrupted_run(strategy: dict[str, Any]) -> None:
-    """Bit for bit, memories and all: what each was judged at is what one run from the start gives at that round."""
-    made_ = made(TABLES, strategy=[strategy], tune={"grid": {"local": {"lr": [0.05, 0.2, 0.4, 0.8]}}, "seeds": [5]})
+    """Bit for bit, memories and all: what each was judged at is what one run from the start gives at that round, alone,
+    mean over two seeds."""
+    grid = {"local": {"lr": [0.05, 0.2, 0.4, 0.8]}}
+    made_ = made(TABLES, strategy=[strategy], tune={"grid": grid, "seeds": [5, 6]})
     (found,) = tuned(made_)
-    where = judge(made_, 5)
+    courts = [judge(made_, 5), judge(made_, 6)]
     assert made_.tuning is not None
     assert {trial.rounds for trial in found.trials} == {4, 8}
+    engine = engine_for(made_, made_.tuning.grids[0], courts)
     for trial, point in zip(found.trials, made_.tuning.grids[0].points, strict=True):
         assert trial.settings == point.settings
-        entry, world = point.entry, where.world
-        rule = prepare(entry.ready(6, 5), world.task, world.schedule)
-        values = {}
-        engine = engine_for(made_, made_.tuning.grids[0], [where])
-        for step in simulate(world.task, rule, world.schedule, entry.local, seed=5, p=world.p, engine=engine):
-            values[step.t + 1] = where.value(step.model)
-        assert trial.values == {rounds: values[rounds] for rounds in trial.values}
+        values: dict[int, list[float]] = {}
+        for where in courts:
+            local, world = point.entry.local, where.world
+            rule = prepare(point.entry.ready(6, world.seed), world.task, world.schedule)
+            for step in simulate(world.task, rule, world.schedule, local, seed=world.seed, p=world.p, engine=engine):
+                values.setdefault(step.t + 1, []).append(where.value(step.model))
+        assert trial.values == {rounds: sum(values[rounds]) / 2 for rounds in trial.values}
         assert values[4] != values[8]
+
+
+def test_side_by_side_or_one_by_one_is_the_same() -> None:
+    """With one chunk. The loop engine agrees to rounding."""
+    strategies = [{"name": "FedAvg"}, {"name": "SCAFFOLD"}]
+    runs = [{"chunk": 4}, {"chunk": 4, "together": 1}, {"chunk": 4, "together": 3}, {"engine": "loop"}]
+    every, *rest, loop = (tuned(made(TABLES, strategy=strategies, run=run, tune={"seeds": [5, 6]})) for run in runs)
+    assert rest == [every, every]
+    for one, other in zip(every, loop, strict=True):
+        assert one.winner == other.winner
+        assert [trial.value for trial in one.trials] == pytest.approx([trial.value for trial in other.trials], rel=1e-5)
 
 
 def test_tuning_again_gives_the_same_and_company_does_not_matter() -> None:
