@@ -268,8 +268,7 @@ def _run(experiment: Experiment, where: Court, entry: Entry, engine: Engine) -> 
         return stock.steps(
             strategy, world.task, world.schedule, entry.local, seed=world.seed, engine=engine, objective=task.objective
         )
-    return rounds(strategy=strategy, task=world.task, schedule=world.schedule, local=entry.local, seed=world.seed,
-                  p=world.p, init=task.init)  # fmt: skip
+    return rounds(world.task, strategy, world.schedule, entry.local, seed=world.seed, p=world.p, init=task.init)
 
 
 def edges(grid: Grid, point: Point) -> tuple[dict[str, str], list[str]]:
