@@ -89,6 +89,17 @@ def test_rungs(trials: int, rounds: int, eta: int, rungs: list[tuple[int, int]],
     assert sum(budget.lengths(found)) == rounds
 
 
+@pytest.mark.parametrize(
+    ("rounds", "looks"),
+    [(1, [1]), (4, [4]), (5, [5]), (8, [7, 8]), (10, [9, 10]), (25, [21, 22, 23, 24, 25]), (60, [52, 54, 56, 58, 60]),
+     (100, [84, 88, 92, 96, 100]), (1000, [840, 880, 920, 960, 1000])],
+)  # fmt: skip
+def test_looks_are_in_the_last_fifth(rounds: int, looks: list[int]) -> None:
+    """Those rounds of which `final_mean` is the mean, at most five of them."""
+    assert budget.looks(rounds) == looks
+    assert all(0.8 * rounds < t <= rounds for t in looks)
+
+
 def test_too_few_rounds_for_the_rungs() -> None:
     assert budget.rungs(8, 4, 2)[0].rounds == 1
     with pytest.raises(ValueError, match=r"rounds must be at least 4 for 8 trials in 3 rungs \(eta = 2\), got 3"):
@@ -126,7 +137,8 @@ def test_the_best_learning_rate_of_a_quadratic() -> None:
     for trial in found.trials:
         shrink = 1 - trial.settings["local.lr"] * trial.settings["lr"]
         for rounds, value in trial.values.items():
-            assert value == pytest.approx(4.5 * shrink ** (2 * rounds), rel=1e-6, abs=1e-12)
+            late = [4.5 * shrink ** (2 * t) for t in budget.looks(rounds)]
+            assert value == pytest.approx(sum(late) / len(late), rel=1e-6, abs=1e-12)
     assert [(trial.settings["local.lr"], trial.settings["lr"]) for trial in found.trials] == list(
         itertools.product([0.5, 1.0, 1.25], [0.6, 2.0])
     )
@@ -175,7 +187,8 @@ def test_a_trial_that_goes_on_is_the_uninterrupted_run(strategy: dict[str, Any])
             rule = prepare(point.entry.ready(6, world.seed), world.task, world.schedule)
             for step in simulate(world.task, rule, world.schedule, local, seed=world.seed, p=world.p, engine=engine):
                 values.setdefault(step.t + 1, []).append(where.value(step.model))
-        assert trial.values == {rounds: sum(values[rounds]) / 2 for rounds in trial.values}
+        late = {rounds: [sum(values[t]) / 2 for t in budget.looks(rounds)] for rounds in trial.values}
+        assert trial.values == {rounds: sum(each) / len(each) for rounds, each in late.items()}
         assert values[4] != values[8]
 
 

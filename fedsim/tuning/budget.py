@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+LOOKS = 5  # at most, at a trial in a rung
+
 
 class Rung(NamedTuple):
     """A stretch of tuning, at whose end the trials are compared."""
@@ -38,6 +40,14 @@ def rungs(trials: int, rounds: int, eta: int) -> tuple[Rung, ...]:
             "give more rounds, fewer trials or a larger eta"
         )
     return tuple(Rung(rounds // eta ** (len(slots) - 1 - k), room) for k, room in enumerate(slots))
+
+
+def looks(rounds: int) -> list[int]:
+    """After which rounds a trial that has come so far is looked at: at most LOOKS of the last fifth of its rounds,
+    evenly apart, the last among them. It is judged by their mean, as runs are, so that no lucky round wins."""
+    late = rounds - int(0.8 * rounds)  # rounds 1 + ... of the last fifth
+    apart = max(1, late // LOOKS)
+    return [rounds - i * apart for i in range(min(LOOKS, late)) if rounds - i * apart > 0.8 * rounds][::-1]
 
 
 def lengths(rungs: Sequence[Rung]) -> list[int]:

@@ -34,7 +34,7 @@ class Tried(NamedTuple):
 
     settings: dict[str, Any]  # dotted key -> value
     rounds: int  # that it ran, with each seed; of one that failed, with the seed it failed with
-    value: float | None  # what it was last judged at, mean over the seeds; None: it never was
+    value: float | None  # what it was last judged at, mean over the seeds and `budget.looks`; None: it never was
     out_at: int | None  # the round after which others went on; None: it was among the last, or failed
     failed: str | None  # why it ended by itself: it diverged
     values: dict[int, float]  # after each rung: round -> value
@@ -115,6 +115,7 @@ class Trial:
         self.rounds = 0
         self.spent = 0  # rounds over all seeds
         self.trainings = 0
+        self.looks: list[float] = []  # since the last rung
         self.values: dict[int, float] = {}
         self.out_at: int | None = None
         self.failed: str | None = None
@@ -130,14 +131,18 @@ class Trial:
             self.trainings += len(step.round.who)
             self.models[place] = step.model
 
-    def judge(self, courts: Sequence[Court]) -> None:
-        """Note the mean value over the seeds."""
+    def look(self, courts: Sequence[Court]) -> None:
+        """Note the value now, mean over the seeds."""
         found = [each.value(model) for each, model in zip(courts, self.models, strict=True)]
         value = sum(found) / len(found)
-        if math.isfinite(value):
-            self.values[self.rounds] = value
-        else:
+        self.looks.append(value)
+        if not math.isfinite(value):
             self.failed = f"round {self.rounds}: the validation {courts[0].metric} is not finite (NaN or infinity)"
+
+    def judge(self) -> None:
+        """The rung is over: its value is the mean of the looks."""
+        self.values[self.rounds] = sum(self.looks) / len(self.looks)
+        self.looks = []
 
     @property
     def value(self) -> float | None:
@@ -180,8 +185,8 @@ def _halve(
         yield from _advance(experiment, grid, alive, courts, rung.rounds, engine)
         for trial in alive:
             if trial.failed is None:
-                trial.judge(courts)
-            if trial.failed is not None:
+                trial.judge()
+            else:
                 trial.close()
         alive = [trial for trial in alive if trial.failed is None]
         if not alive:
@@ -213,6 +218,7 @@ def _advance(
     """All runs of these trials on to that round, side by side; a run that fails ends its trial."""
     together = Together([each.world.task for each in courts])
     most = experiment.run.together or len(trials) * len(courts)
+    looks = budget.looks(rounds)
     for round in range(trials[0].rounds + 1, rounds + 1):
         runs = {(trial, place): run for trial in trials if not trial.failed for place, run in enumerate(trial.runs)}
         names = list(runs)
@@ -226,6 +232,9 @@ def _advance(
             for (trial, place), step in steps.items():
                 trial.hear(place, round, step)
                 yield Played(grid.label, trial.index, courts[place].world.seed, round)
+        for trial in trials if round in looks else ():
+            if trial.failed is None:
+                trial.look(courts)
 
 
 def _own(run: Iterator[Any]) -> Any:
