@@ -146,6 +146,10 @@ class RunFolder:
         """Keep how the strategies' settings were chosen."""
         write_json(self.path / "tune.json", found)
 
+    def resolved(self, experiment: str) -> None:
+        """Replace the experiment (TOML), now that more of it is decided."""
+        self._text("experiment.toml", experiment)
+
     def finished(self, run: Mapping[str, Any]) -> None:
         """Add a finished run to result.json."""
         self.runs.append(dict(run))

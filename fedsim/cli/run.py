@@ -140,7 +140,7 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
         from fedsim.cli import tune
 
         experiment, found = tune.run_tuning(experiment, screen, quiet)
-        record = RunFolder(folder, tune.TOLD + experiment.toml(), environment(experiment.run.device))
+        record = RunFolder(folder, experiment.toml(), environment(experiment.run.device))  # kept, whatever comes now
         record.tuned(found)
     finished: list[Finished] = []
     failures: list[str] = []
@@ -153,6 +153,8 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
             for event in _events(experiment, flower):
                 if isinstance(event, compare.Planned):
                     experiment = event.experiment
+                    if record is not None:
+                        record.resolved(experiment.toml())
                 if record is None:
                     record = RunFolder(folder, experiment.toml(), environment(experiment.run.device))
                 match event:

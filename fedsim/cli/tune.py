@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from fedsim.experiment import Experiment
 
 FILES = ("tune.json", "experiment.toml")
-TOLD = "# The strategies' settings were chosen by tuning: tune.json says how.\n"
 
 
 @app.command(
@@ -122,7 +121,7 @@ def _write(folder: Path, tuned: Experiment, found: dict[str, Any]) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "tune.json", found)
-    write_text(folder / "experiment.toml", TOLD + tuned.toml())
+    write_text(folder / "experiment.toml", tuned.toml())
     with matplotlib.rc_context(RC):
         drawn = tuning(found)
         if drawn is not None:
@@ -156,7 +155,10 @@ def _table(found: dict[str, Any]) -> Table:
     rungs = " → ".join(f"{rung['slots']} to round {rung['rounds']}" for rung in budget["rungs"])
     apart = "clients, who never train" if budget["on"] == "clients" else "training examples, held out"
     seeds = ", ".join(map(str, budget["seeds"]))
-    caption = f"{rungs}; judged on {100 * budget['share']:g} % of the {apart}; tuning seeds: {seeds}"
+    caption = (
+        f"{rungs}; tuning seeds {seeds}; judged by the mean over the last fifth of the rounds on "
+        f"{100 * budget['share']:g} % of the {apart}"
+    )
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", title_justify="left")
     table.add_column("strategy", overflow="fold")
     table.add_column("best settings", overflow="fold")

@@ -48,6 +48,7 @@ def document(experiment: Experiment, results: Sequence[Tuned]) -> dict[str, Any]
             "on": table.on,
             "share": table.share,
             "metric": table.metric,
+            "judged": f"mean over the last fifth of a trial's rounds, {budget.LOOKS} looks at most",
         },
         "strategies": [
             {
