@@ -31,6 +31,7 @@ class Played(NamedTuple):
     strategy: str  # the label
     seed: int
     round: int  # 1, 2, ...: how many are over
+    present: int  # how many took part
 
 
 class Measured(NamedTuple):

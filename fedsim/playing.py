@@ -123,7 +123,7 @@ def tell(
                 yield Measured(entry.label, seed, done, metrics)
                 yield Timed(entry.label, seed, done, sum(spent.values()))
             if done:
-                yield Played(entry.label, seed, done)
+                yield Played(entry.label, seed, done, k)
             if done == rounds:
                 break
             turn = yield None

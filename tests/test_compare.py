@@ -107,6 +107,13 @@ def test_the_order_of_events(everything: list[compare.Event]) -> None:
     assert [type(e).__name__ for e in single] == ["Planned", "Began", *3 * run, "Began", *3 * run]
 
 
+def test_a_round_says_how_many_took_part(everything: list[compare.Event]) -> None:
+    began = {e.seed: e.schedule for e in everything if isinstance(e, compare.Began)}
+    played = [e for e in everything if isinstance(e, compare.Played)]
+    assert [e.present for e in played] == [len(began[e.seed][e.round - 1].chosen) for e in played]
+    assert len({e.present for e in played}) > 1
+
+
 # --- how clients fare -------------------------------------------------------------------------------------------------
 
 

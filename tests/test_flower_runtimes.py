@@ -391,7 +391,7 @@ with open({calls!r}, "a") as file:
     print(*sys.argv[1:2], *sys.argv[-2:], file=file)
 if sys.argv[1] == "run":
     print("Successfully started run 42", flush=True)
-    print('fedsim-event ["Played", ["FedAU", 3, 1]]', flush=True)
+    print('fedsim-event ["Played", ["FedAU", 3, 1, 5]]', flush=True)
     {then}
 """
 
@@ -415,7 +415,7 @@ def test_when_the_caller_stops_so_does_the_run(flwr: Callable[[str], Path]) -> N
     os.environ[mark.name] = "1"
     try:
         events = runtimes.events(experiment.parse(tables("FedAU")), "flower", superlink="127.0.0.1:9")
-        assert next(events) == Played("FedAU", 3, 1)
+        assert next(events) == Played("FedAU", 3, 1, 5)
         assert mark.pids()
         events.close()  # type: ignore[attr-defined]
         assert not mark.pids()

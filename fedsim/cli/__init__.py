@@ -10,10 +10,10 @@ import sys
 
 import typer
 
-from fedsim.cli import listing, new, participation, run, topology, tune  # in the order of `fedsim --help`
+from fedsim.cli import listing, new, participation, run, sweep, topology, tune  # in the order of `fedsim --help`
 from fedsim.cli.base import app
 
-__all__ = ["app", "listing", "main", "new", "participation", "run", "topology", "tune"]
+__all__ = ["app", "listing", "main", "new", "participation", "run", "sweep", "topology", "tune"]
 
 
 def main(arguments: list[str] | None = None) -> None:

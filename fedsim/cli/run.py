@@ -81,7 +81,7 @@ def run(
         made = made.settled(device=check_device(device))
     if data_dir is not None:
         made = made.with_data_dir(data_dir)
-    failed = _run(made, out, quiet, flower)
+    failed = carry_out(made, out, quiet, flower)
     if failed:
         raise typer.Exit(2)
 
@@ -120,8 +120,10 @@ def _events(experiment: Experiment, flower: dict[str, Any] | None) -> Iterator[E
     return runtimes.events(experiment, **flower)
 
 
-def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str, Any] | None) -> bool:
-    """Run and record; whether a run failed."""
+def carry_out(
+    experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str, Any] | None, results: bool = True
+) -> bool:
+    """Run and record; whether a run failed. `results`: print them at the end, unless quiet."""
     from fedsim.record import check_free, default_folder
 
     folder = default_folder(experiment.name) if out is None else out
@@ -139,7 +141,7 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
     if experiment.tuning is not None:
         from fedsim.cli import tune
 
-        experiment, found = tune.run_tuning(experiment, screen, quiet)
+        experiment, found = tune.run_tuning(experiment, screen, quiet or not results)
         record = RunFolder(folder, experiment.toml(), environment(experiment.run.device))  # kept, whatever comes now
         record.tuned(found)
     finished: list[Finished] = []
@@ -164,7 +166,7 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
                             screen.print(
                                 f"seed {seed}: {moved} examples moved to clients that the partition had left empty"
                             )
-                    case compare.Played(strategy, seed, _):
+                    case compare.Played(strategy, seed, _, _):
                         progress.update(bar, advance=1, description=f"seed {seed}, {strategy}")
                     case compare.Measured():
                         record.measured(*event)
@@ -199,7 +201,7 @@ def _run(experiment: Experiment, out: Path | None, quiet: bool, flower: dict[str
     if absences:
         screen.print(f"{absences} times a client was asked and did not answer: {folder / 'absences.csv'} says why",
                      soft_wrap=True)  # fmt: skip
-    if not quiet:
+    if results and not quiet:
         if finished:
             page = Console()
             page.width = page.width if page.is_terminal else max(page.width, 120)

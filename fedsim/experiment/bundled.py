@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedsim import resolve
-from fedsim.experiment.settings import Mistake, Place, key_of, member, settings_of, show
+from fedsim.experiment.settings import Mistake, Place, key_of, member, settings_of, show, unfit
 from fedsim.local import LocalSGD
 
 PREFIX = "flwr:"
@@ -226,7 +226,7 @@ def _value(key: str, value: Any, kind: type, place: Place) -> Any:
     words = {float: "a finite number", int: "a whole number", str: "text"}
     right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
     if not right or (kind is float and not math.isfinite(value)):
-        raise Mistake(place, f"{key} must be {words[kind]}, got {show(value)}", key)
+        raise unfit(value, place, f"{key} must be {words[kind]}, got {show(value)}", key)
     return kind(value)
 
 

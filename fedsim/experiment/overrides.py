@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from typing import Any
 
 from fedsim.experiment.settings import Mistake, Place, show
@@ -14,13 +15,22 @@ def override(document: dict[str, Any], change: str) -> Place:
     Raises `Mistake` where the path leads nowhere. What the keys and values mean is for the reader to say.
     """
     path, equals, text = change.partition("=")
-    keys = [key.strip() for key in path.split(".")]
-    if not equals or not all(keys):
+    if not equals or not all(steps(path)):
         raise Mistake((), f"--set {change}: write key=value, such as --set run.rounds=50")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    return put(document, steps(path), value, f"--set {change}")
+
+
+def steps(path: str) -> list[str]:
+    """The keys of a path, from the outside in."""
+    return [key.strip() for key in path.split(".")]
+
+
+def put(document: dict[str, Any], keys: Sequence[str], value: Any, change: str) -> Place:
+    """Set what the keys lead to and return where that is; `change` is what a mistake begins with. Raises `Mistake`."""
     place: list[str | int] = []
     inside: Any = document
     for key in keys[:-1]:
@@ -29,7 +39,7 @@ def override(document: dict[str, Any], change: str) -> Place:
         if isinstance(found, str):  # partition = "dirichlet" has a name already; give it settings
             found = inside[place[-1]] = {"name": found}
         if not isinstance(found, (dict, list)):
-            raise Mistake((), f"--set {change}: {'.'.join(map(str, place))} is {show(found)}, not a table")
+            raise Mistake((), f"{change}: {'.'.join(map(str, place))} is {show(found)}, not a table")
         inside = found
     place.append(_step(inside, keys[-1], change))
     inside[place[-1]] = value
@@ -46,4 +56,4 @@ def _step(inside: dict[str, Any] | list[Any], key: str, change: str) -> str | in
     if key.isdecimal() and int(key) < len(inside):
         return int(key)
     known = ", ".join(str(i) if name is None else f"{i} ({name})" for i, name in enumerate(called))
-    raise Mistake((), f"--set {change}: there is no number {key}; there are {known or 'none'}")
+    raise Mistake((), f"{change}: there is no number {key}; there are {known or 'none'}")

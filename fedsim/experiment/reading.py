@@ -12,7 +12,19 @@ from typing import Any
 from fedsim import resolve
 from fedsim.experiment import bundled, tuning
 from fedsim.experiment.overrides import override
-from fedsim.experiment.settings import Mistake, Place, build, instance, make, member, names, settings_of, show
+from fedsim.experiment.settings import (
+    Mistake,
+    Place,
+    Several,
+    build,
+    instance,
+    make,
+    member,
+    names,
+    settings_of,
+    show,
+    unfit,
+)
 from fedsim.experiment.tables import Entry, Experiment, RunTable, TaskTable, Topology
 from fedsim.local import LocalSGD
 from fedsim.mixing import Mixing
@@ -29,27 +41,38 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     Raises FileNotFoundError, and ValueError with one line: file, key, reason, and the nearest valid name.
     """
     path = Path(path)
+    document = read(path)
+    changed: list[tuple[Place, str]] = []
+    try:
+        for change in overrides:
+            changed.append((override(document, change), f"--set {change}"))
+        return parse(document, path.parent, path.stem)
+    except Mistake as mistake:
+        raise located(mistake, str(path), changed) from mistake
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a TOML file says. Raises FileNotFoundError, and ValueError with one line."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}" if not path.exists() else f"{path} is not a file")
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not TOML: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-    changed: list[tuple[Place, str]] = []
-    try:
-        for change in overrides:
-            changed.append((override(document, change), change))
-        return parse(document, path.parent, path.stem)
-    except Mistake as mistake:
-        full = (*mistake.place, mistake.key) if mistake.key else mistake.place
-        blamed = [change for place, change in changed if place[: len(full)] == full or full[: len(place)] == place]
-        source = f"{path} with --set {blamed[-1]}" if blamed else f"{path}"
-        where = f" [{'.'.join(map(str, mistake.place))}]" if mistake.place else ""
-        raise ValueError(f"{source}:{where} {mistake.text}") from mistake
+
+
+def located(mistake: Mistake, source: str, changed: Sequence[tuple[Place, str]] = ()) -> ValueError:
+    """A mistake as one line with the file and the place, and which of the changes (where, in words) is to blame."""
+    full = (*mistake.place, mistake.key) if mistake.key else mistake.place
+    blamed = [words for place, words in changed if full and (place[: len(full)] == full or full[: len(place)] == place)]
+    source = f"{source} with {blamed[-1]}" if blamed else source
+    where = f" [{'.'.join(map(str, mistake.place))}]" if mistake.place else ""
+    hint = "; fedsim sweep tries each value of a list" if isinstance(mistake, Several) else ""
+    return ValueError(f"{source}:{where} {mistake.text}{hint}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -59,6 +82,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
 
 def parse(document: Mapping[str, Any], base: Path = Path(), name: str = "experiment") -> Experiment:
     """The experiment in a document as TOML gives it. Raises `Mistake`, a ValueError."""
+    if "sweep" in document:
+        raise Mistake((), "has a table [sweep]: run it with fedsim sweep", "sweep")
     for key in document:
         if key not in KEYS:
             raise Mistake((), f"unknown key {show(key)}{resolve.nearest(key, KEYS)}", key)
@@ -206,12 +231,16 @@ def _topology(value: Any, place: Place, base: Path) -> Topology:
     table = dict(value) if isinstance(value, dict) else {"name": value}
     name = table.pop("name", None)
     if not isinstance(name, str):
-        raise Mistake(place, 'must be the name of a recipe or file, or a table {name = "...", ...}', "name")
+        said, key = (name, "name") if isinstance(value, dict) else (value, None)
+        raise unfit(said, place, 'must be the name of a recipe or file, or a table {name = "...", ...}', key)
+    if name in topology.recipes():  # whose parameters are numbers
+        for key in (key for key in topology.recipes()[name].parameters if isinstance(table.get(key), list)):
+            raise unfit(table[key], place, f"{key} must be a number, got {show(table[key])}", key)
     if "n" in table and not name.startswith("networkx:"):
         raise Mistake(place, 'unknown key "n": the graph has as many nodes as [task] has clients', "n")
     seed = table.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise Mistake(place, f"seed must be a whole number of at least 0, got {show(seed)}", "seed")
+        raise unfit(seed, place, f"seed must be a whole number of at least 0, got {show(seed)}", "seed")
     file, colon, function = name.rpartition(":") if name.rpartition(":")[0].endswith(".py") else (name, "", "")
     if name not in topology.recipes() and (base / file).is_file():
         name = f"{(base / file).absolute()}{colon}{function}"

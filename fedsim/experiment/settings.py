@@ -53,6 +53,17 @@ class Mistake(ValueError):
         self.key = key
 
 
+class Several(Mistake):
+    """A list where one value goes: what `fedsim sweep` takes for values to try one after another."""
+
+
+def unfit(value: Any, place: Place, text: str, key: str | None = None, lists: bool = False) -> Mistake:
+    """What to raise for a value that is not of its setting's kind; `lists`: there are lists that would be."""
+    if isinstance(value, list) and value and not lists:
+        return Several(place, text, key)
+    return Mistake(place, text, key)
+
+
 @dataclass(frozen=True)
 class Family:
     """Marks a field for a family whose members share no base class: Annotated[Any, Family("data")]."""
@@ -165,7 +176,7 @@ def _plain(hint: Any) -> bool:
 def build(family: str, value: object, place: Place, base: Path) -> Any:
     """The member of a family that a name, or a table with a name and settings, describes."""
     if not isinstance(value, (str, dict)):
-        raise Mistake(place, f'must be a name or a table {{name = "...", ...}}, got {show(value)}')
+        raise unfit(value, place, f'must be a name or a table {{name = "...", ...}}, got {show(value)}')
     table = dict(value) if isinstance(value, dict) else {"name": value}
     if "name" not in table:
         raise Mistake(place, f'missing key "name"{resolve.nearest("", names(family))}')
@@ -250,11 +261,13 @@ def convert(setting: Setting, value: Any, default: Any, place: Place, base: Path
     plain = tuple(option for option in setting.options if family_of(option) is None and option is not type(None))
     if not plain:
         wanted = f'a name or a table {{name = "...", ...}} of a {setting.families[0]}'
-        raise Mistake(place, f"{setting.key} must be {wanted}, got {show(value)}", setting.key)
+        raise unfit(value, place, f"{setting.key} must be {wanted}, got {show(value)}", setting.key)
     try:
         return _adapter(plain).validate_python(_tuples(value))
     except ValidationError:
-        raise Mistake(place, f"{setting.key} must be {_wanted(setting)}, got {show(value)}", setting.key) from None
+        lists = any(get_origin(option) is tuple for option in plain)
+        text = f"{setting.key} must be {_wanted(setting)}, got {show(value)}"
+        raise unfit(value, place, text, setting.key, lists) from None
 
 
 @functools.cache

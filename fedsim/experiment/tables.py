@@ -167,7 +167,7 @@ class Experiment:
         sought = {
             key: value for key, value in self.given.items() if key in ("task", "participation", "strategy", "tune")
         }
-        if _names_files(sought, self.base):
+        if names_files(sought, self.base):
             out["base"] = str(self.base.absolute())
         out["task"] = dump_settings(self.task, self.given.get("task"))
         out["participation"] = dump(self.participation, self.given.get("participation"))
@@ -204,12 +204,12 @@ def _dump_local(local: LocalSGD, given: object = None) -> dict[str, Any]:
     return {key: "all" if key == "batch" and value == math.inf else value for key, value in table.items()}
 
 
-def _names_files(value: Any, base: Path) -> bool:
+def names_files(value: Any, base: Path) -> bool:
     """Whether anything in a document is sought from its folder: the user's own code or a graph's file."""
     if isinstance(value, Mapping):
-        return any(_names_files(item, base) for item in value.values())
+        return any(names_files(item, base) for item in value.values())
     if isinstance(value, (list, tuple)):
-        return any(_names_files(item, base) for item in value)
+        return any(names_files(item, base) for item in value)
     if isinstance(value, str) and value.startswith(("flwr:", "networkx:")):
         return False
     return isinstance(value, str) and (is_dotted(value) or (0 < len(value) < 256 and (base / value).is_file()))
