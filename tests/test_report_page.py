@@ -302,7 +302,7 @@ def test_what_owns_its_loop_is_said(tmp_path: Path) -> None:
 
 
 def test_labels_and_names_are_text(tmp_path: Path) -> None:
-    path = made(tmp_path / "run", [EVIL, "B", "C"], [1, 2], name="a & b", gossip=False)
+    path = made(tmp_path / "run", [EVIL, "B", "C"], [1, 2], name="a & b", gossip=False, more=[EVIL])
     (path / "tune.json").write_text(
         json.dumps({"warnings": [EVIL], "strategies": [{"label": EVIL, "trials": [{EVIL: 1}]}]})
     )

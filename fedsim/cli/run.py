@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @app.command(
     help="Run every strategy of an experiment file with every seed, on the same data, clients and presence. The run "
     "folder gets the resolved experiment, which runs again as it is, metrics.csv as it grows, result.json, figures and "
-    "report.html. Mistakes in the file are found before anything is computed or written.",
+    "report.html. With a table [tune] in the file every strategy is tuned first, on seeds of its own: see fedsim tune. "
+    "Mistakes in the file are found before anything is computed or written.",
     short_help="Run every strategy of an experiment file with every seed, and compare.",
 )
 def run(
@@ -138,6 +139,12 @@ def carry_out(
     screen = Console(stderr=True, quiet=quiet)
     experiment = compare.settle(experiment)
     record: RunFolder | None = None
+    if experiment.tuning is not None:
+        from fedsim.cli import tune
+
+        experiment, found = tune.run_tuning(experiment, screen, quiet or not results)
+        record = RunFolder(folder, experiment.toml(), environment(experiment.run.device))  # kept, whatever comes now
+        record.tuned(found)
     finished = 0
     failures: list[str] = []
     absences = 0
@@ -146,6 +153,8 @@ def carry_out(
             for event in _events(experiment, flower):
                 if isinstance(event, compare.Planned):
                     experiment = event.experiment
+                    if record is not None:
+                        record.resolved(experiment.toml())
                 if record is None:
                     record = RunFolder(folder, experiment.toml(), environment(experiment.run.device))
                 match event:
@@ -177,7 +186,8 @@ def carry_out(
                         bar.failed(strategy, seed, round)
             bar.say("drawing figures")
             write_figures(folder)
-            write_page(folder)
+            if results:
+                write_page(folder)
     except KeyboardInterrupt:
         if record is not None:
             screen.print(f"interrupted; the results so far are in {folder}", soft_wrap=True)

@@ -22,7 +22,6 @@ from typing import Any
 
 from fedsim import record
 from fedsim.record import Measurement
-from fedsim.report import results
 
 # of [run]: what changes no number, or only adds some
 OTHERWISE = ("seeds", "device", "engine", "memory", "threads", "ledger", "optimum", "chunk", "together")
@@ -124,7 +123,7 @@ def read(path: str | Path) -> Folder:
         measurements,
         result["runs"],
         result.get("failed", ()),
-        results.times(path),
+        record.read_times(path),
         _csv(path / "absences.csv"),
         _json(path / "environment.json") if (path / "environment.json").is_file() else {},
         _json(path / "tune.json") if (path / "tune.json").is_file() else {},

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +98,8 @@ def scale(values: Sequence[float], start: float, end: float, log: bool = False, 
 
 
 def drawing(name: str, title: str, says: str, parts: Sequence[str], width: float, height: float) -> str:
-    """The parts as one picture, with what a reader who cannot see it is told."""
+    """The parts as one picture, with what a reader who cannot see it is told. `name` is its own on the page."""
+    name = quote(name, safe="")  # a metric may be called anything
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-labelledby="{name}-title {name}-desc">'
         f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(says)}</desc>'
