@@ -14,9 +14,9 @@ GeneralizedFedAvg: it moves by jumps once a cycle, and when it is measured would
 
 In each setting each strategy is tuned with the same budget ([tune]: 15 points, local learning rate x a setting of its
 own, successive halving over 336 rounds, judged on held-out training examples with seeds 101 and 102); the winners meet
-ten fresh seeds, 1 to 10. Compared is test accuracy, the mean over the evaluations of the last fifth of the rounds; differences are paired by seed, with
-95 % intervals (Student t; bootstrap beside it). Grids and sizes were chosen with seeds 901 to 905, used for nothing
-else; the claims and the rules below stood before the fresh seeds were run, once:
+ten fresh seeds, 1 to 10. Compared is test accuracy, the mean over the evaluations of the last fifth of the rounds;
+differences are paired by seed, with 95 % intervals (Student t; bootstrap beside it). Grids and sizes were chosen with
+seeds 901 to 905, used for nothing else; the claims and the rules below stood before the fresh seeds were run, once:
 
     1  the best changes     the best mean under uniform sampling is clearly ahead of the best mean under diurnal
                             presence there, and clearly behind it here (clearly: the interval leaves 0 out). "does not
