@@ -85,17 +85,22 @@ def test_claim_1_by_hand(bench: ModuleType) -> None:
     assert found["A − B"]["uniform"]["low"] == pytest.approx(0.2 - half, abs=1e-5)
     assert found["A − B"]["diurnal"]["high"] == pytest.approx(-0.2 + half, abs=1e-5)
     assert bench.changed({"uniform": wide, "diurnal": back})["verdict"] == "not clear"
+    unsure = {"A": wide["B"], "B": wide["A"]}
+    assert bench.changed({"uniform": narrow, "diurnal": unsure})["verdict"] == "not clear"
     assert bench.changed({"uniform": narrow, "diurnal": narrow})["verdict"] == "does not hold"
 
 
 def test_pairs_that_change_sides(bench: ModuleType) -> None:
-    """C is far behind in both, A and B swap; D is now before, now behind B."""
-    a, b, c, d = (0.9, 0.901, 0.899), (0.8, 0.802, 0.801), (0.1, 0.102, 0.101), (0.7, 0.9, 0.8)
-    found = bench.sides({"uniform": values(a, b, c, d), "diurnal": values(b, a, c, d)})
+    """A and B swap, C is far behind in both; D is behind A and B, but clearly so in the second setting only."""
+    a, b, c = (0.9, 0.901, 0.899), (0.8, 0.802, 0.801), (0.1, 0.102, 0.101)
+    found = bench.sides({"uniform": values(a, b, c, (0.7, 0.9, 0.8)), "diurnal": values(b, a, c, (0.7, 0.701, 0.702))})
     assert found == {
         "changed": ["A > B"], "changed, by Holm": ["A > B"], "kept": ["A > C", "B > C", "D > C"],
         "open": ["A > D", "B > D"],
     }  # fmt: skip
+    one, other = (0.772, 0.7, 0.628), (0.5, 0.5, 0.5)  # t = 0.2 √3 / 0.072 = 4.81, p = 0.041; Holm: twice that
+    found = bench.sides({"uniform": values(one, other), "diurnal": values(other, one)})
+    assert (found["changed"], found["changed, by Holm"]) == (["A > B"], [])
 
 
 def test_claims_2_and_3_by_hand(bench: ModuleType) -> None:
@@ -115,6 +120,10 @@ def test_claims_2_and_3_by_hand(bench: ModuleType) -> None:
     each = sorted(3 * (x.var() + y.var()) / (x - y).var() for x, y in ((a, b), (a, c), (b, c)))
     assert found["uniform"]["median"] == pytest.approx(each[1], rel=1e-4)
     assert found["verdict"] == "does not hold"  # C goes down where A and B go up: such pairs are worth less than 3
+    late = values((0.1, 0.2, 0.3), (0.11, 0.2, 0.31), (0.1, 0.21, 0.31), (0.3, 0.2, 0.1))
+    found = bench.worth({"uniform": late, "diurnal": late})
+    assert found["uniform"]["least"] < 3 < found["uniform"]["median"]
+    assert found["verdict"] == "holds"  # it is the median that counts
 
 
 def test_the_verdicts_follow_from_the_committed_numbers(bench: ModuleType, committed: dict[str, Any]) -> None:
