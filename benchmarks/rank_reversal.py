@@ -333,6 +333,7 @@ def figure(late: Late, path: Path) -> None:
             left.plot(x, y, color=pens[label].colour, linewidth=1.4, transform=unit(left))
         left.set_xlim(-0.75, 1.75)
         left.set_xticks([0, 1], ["uniform:\n10 of 100 at random", "diurnal:\nby day, by label"])
+        left.set_xlabel("bars: 95 % intervals, once what all strategies share in a seed is taken out", fontsize=8)
         left.set_title("The same strategies, two kinds of presence; each side has its own scale")
         drawn.savefig(path, dpi=150, metadata={"Software": None})
 
