@@ -285,7 +285,7 @@ def origin() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def centred(values: Values) -> dict[str, tuple[float, float, float]]:
+def centred(values: Values) -> dict[str, tuple[float, ...]]:
     """Mean and interval of every strategy once what all have in common in a seed is taken out of it: mean (of the
     strategy), low, high."""
     labels = list(values)
@@ -329,8 +329,7 @@ def figure(late: Late, path: Path) -> None:
                     arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4},
                 )  # fmt: skip
         for label, points in ends.items():
-            x, y = zip(*points, strict=True)
-            left.plot(x, y, color=pens[label].colour, linewidth=1.4, transform=unit(left))
+            left.plot(*zip(*points, strict=True), color=pens[label].colour, linewidth=1.4, transform=unit(left))
         left.set_xlim(-0.75, 1.75)
         left.set_xticks([0, 1], ["uniform:\n10 of 100 at random", "diurnal:\nby day, by label"])
         left.set_xlabel("bars: 95 % intervals, once what all strategies share in a seed is taken out", fontsize=8)
