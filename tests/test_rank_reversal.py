@@ -36,10 +36,9 @@ def bench() -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def committed() -> dict[str, Any]:
-    """The results file."""
-    return json.loads((FOLDER / "results" / "rank_reversal.json").read_text())  # type: ignore[no-any-return]
+def committed(name: str) -> dict[str, Any]:
+    """A results file."""
+    return json.loads((FOLDER / "results" / f"{name}.json").read_text())  # type: ignore[no-any-return]
 
 
 def test_a_tiny_run(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,18 +125,30 @@ def test_claims_2_and_3_by_hand(bench: ModuleType) -> None:
     assert found["verdict"] == "holds"  # it is the median that counts
 
 
-def test_the_verdicts_follow_from_the_committed_numbers(bench: ModuleType, committed: dict[str, Any]) -> None:
-    late = bench.of_first(committed["settings"])
-    assert json.loads(json.dumps(bench.concluded(late))) == committed["verdicts"]
-    again = json.loads(json.dumps(bench.analysed(committed["settings"])))
-    assert again == committed["settings"]
-    plan = experiment.load(FOLDER / "rank_reversal.toml")
+@pytest.mark.parametrize("name", ["rank_reversal", "rank_reversal_first"])
+def test_the_verdicts_follow_from_the_committed_numbers(bench: ModuleType, name: str) -> None:
+    result = committed(name)
+    late = bench.of_first(result["settings"])
+    assert json.loads(json.dumps(bench.concluded(late))) == result["verdicts"]
+    assert json.loads(json.dumps(bench.analysed(result["settings"]))) == result["settings"]
     for setting in bench.SETTINGS:
-        assert set(late[setting]) == {entry.label for entry in plan.entries}
+        tuned = result["settings"][setting]["tuning"].values()
+        assert len({each["allowed"] for each in tuned}) == 1  # the same budget for all
+        assert all(each["used"] <= each["allowed"] for each in tuned)
+        assert result["settings"][setting]["clients a round"]["mean"] == pytest.approx(10, abs=0.5)
+    assert not result["commit"].endswith("+")
+
+
+def test_the_committed_numbers_are_of_the_experiment(bench: ModuleType) -> None:
+    """The file's strategies and seeds, settings from its grids; the table in the docstring is the numbers'."""
+    result, plan = committed("rank_reversal"), experiment.load(FOLDER / "rank_reversal.toml")
+    late = bench.of_first(result["settings"])
+    assert plan.tuning is not None
+    for setting in bench.SETTINGS:
+        assert list(late[setting]) == [entry.label for entry in plan.entries]
         assert all(list(each) == list(plan.run.seeds) for each in late[setting].values())
-        allowed = {each["allowed"] for each in committed["settings"][setting]["tuning"].values()}
-        assert len(allowed) == 1  # the same budget for all
-        for each in committed["settings"][setting]["tuning"].values():
-            assert each["used"] <= each["allowed"]
-        assert committed["settings"][setting]["clients a round"]["mean"] == pytest.approx(10, abs=0.5)
-    assert not committed["commit"].endswith("+")
+        for grid in plan.tuning.grids:
+            winner = result["settings"][setting]["tuning"][grid.label]["winner"]
+            assert winner.keys() == grid.axes.keys()
+            assert all(value in grid.axes[key] for key, value in winner.items())
+    assert bench.table(result["settings"]) in (bench.__doc__ or "")
