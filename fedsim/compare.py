@@ -59,6 +59,10 @@ def compare(experiment: Experiment, engine: Callable[[World, Entry], Engine] | N
     """
     from fedsim.engine import Loop, Stacked
 
+    if experiment.tuning is not None:
+        raise ValueError(
+            "the experiment has a table [tune]: fedsim run tunes first; or use the file of fedsim tune --out FOLDER"
+        )
     experiment = settle(experiment)
     dataset = load_data(experiment)
     entries = sorted(experiment.entries, key=lambda entry: not trains_alone(entry))

@@ -7,7 +7,9 @@
     times.csv          strategy, seed, round, seconds: how long the run had taken by then (no part of its results)
     clients.csv        strategy, seed, client, ...: how each fares at the end of a run, where clients are measured
     result.json        the finished runs, replaced as a whole after each
+    tune.json          how the settings were chosen, where the experiment had a table [tune]
     *.png, *.svg       figures
+    report.html        all of it as a page
 
 What is added to metrics.csv is written whole or not at all, every other file is written beside its place and renamed.
 """
@@ -34,12 +36,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Measurement", "RunFolder", "load_checkpoint", "read_clients", "read_metrics", "read_result", "read_times",
-    "save_checkpoint",
+    "read_tuning", "save_checkpoint",
 ]  # fmt: skip
 
 COLUMNS = ("strategy", "seed", "round", "metric", "value")
 TIMES = ("strategy", "seed", "round", "seconds")
-OURS = ("experiment.toml", "environment.json", "metrics.csv", "times.csv", "clients.csv", "result.json")
+OURS = ("experiment.toml", "environment.json", "metrics.csv", "times.csv", "clients.csv", "result.json", "tune.json")
 
 
 class CannotWrite(OSError):
@@ -141,6 +143,14 @@ class RunFolder:
         with writing(path), open(path, "ab", buffering=0) as file:
             self._append(file, path, _lines(rows))
 
+    def tuned(self, found: Mapping[str, Any]) -> None:
+        """Keep how the strategies' settings were chosen."""
+        write_json(self.path / "tune.json", found)
+
+    def resolved(self, experiment: str) -> None:
+        """Replace the experiment (TOML), now that more of it is decided."""
+        self._text("experiment.toml", experiment)
+
     def finished(self, run: Mapping[str, Any]) -> None:
         """Add a finished run to result.json."""
         self.runs.append(dict(run))
@@ -166,10 +176,10 @@ class RunFolder:
 
     def _result(self) -> None:
         content: dict[str, Any] = {"runs": self.runs} | ({"failed": self.failures} if self.failures else {})
-        self._text("result.json", json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+        write_json(self.path / "result.json", content)
 
     def _text(self, name: str, text: str) -> None:
-        write_atomically(self.path / name, text.encode())
+        write_text(self.path / name, text)
 
 
 def check_free(path: Path) -> None:
@@ -217,6 +227,16 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file as a whole."""
+    write_atomically(path, text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file as a whole; NaN and infinities become null."""
+    write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
 
 def _lines(rows: Any) -> bytes:
@@ -274,6 +294,13 @@ def read_result(folder: str | Path) -> list[dict[str, Any]]:
     """The finished runs of a folder."""
     runs: list[dict[str, Any]] = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))["runs"]
     return runs
+
+
+def read_tuning(folder: str | Path) -> dict[str, Any] | None:
+    """How a run's settings were chosen; None where they were not."""
+    path = Path(folder) / "tune.json"
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return found
 
 
 def environment(device: str) -> dict[str, Any]:

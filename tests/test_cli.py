@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import resource
 import signal
@@ -113,15 +114,39 @@ def ran(experiment: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
 def test_a_run_prints_a_table(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, done = ran
     assert done.returncode == 0, done.stderr
-    for text in ("FedAvg", "FedAU, K = 5", "gossip", "±", "mean over the last fifth of 10 rounds, ± std over 2 seeds"):
-        assert text in done.stdout
+    assert max(map(len, done.stdout.partition("run folder")[0].splitlines())) <= 80
+    said = " ".join(done.stdout.split())
+    for text in (
+        "FedAvg",
+        "FedAU, K = 5",
+        "gossip",
+        "±",
+        "place",
+        "difference [95 %]",
+        "worth",
+        "3 pairs, not adjusted",
+    ):
+        assert text in said
+    assert "Late mean: over the last fifth of 10 rounds, ± half of the 95 % t interval over 2 seeds." in said
     assert f"run folder: {folder}" in done.stdout
     assert re.fullmatch(r"(seed \d: \d+ examples moved to clients that the partition had left empty\n)+", done.stderr)
 
 
+def test_a_terminal_shows_how_far_a_run_is(experiment: Path, tmp_path: Path) -> None:
+    """Rounds, presence, speed and time left on stderr, gone when the run is over."""
+    given = ("--set", "run.rounds=8", "--set", "run.seeds=[1]", "--out", tmp_path / "run")
+    done = fedsim("run", experiment, *given, env=os.environ | {"FORCE_COLOR": "1", "COLUMNS": "100"})
+    assert done.returncode == 0, done.stderr
+    said = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", done.stderr)
+    assert re.search(r"\d+/24 rounds +\d present  \S+ clients/s \S+ left", said)
+    assert "24/24 rounds" in said
+    assert done.stderr.rstrip().endswith("\x1b[2K")
+    assert "rounds  " not in done.stdout
+
+
 def test_a_run_writes_its_folder(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = ran
-    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES + FIGURES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, *FIGURES, "report.html"])
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["device"] == "cpu" or environment["device"].startswith("cuda")
     assert environment["threads"] == tomllib.loads((folder / "experiment.toml").read_text())["run"]["threads"]

@@ -10,10 +10,19 @@ import sys
 
 import typer
 
-from fedsim.cli import listing, new, participation, run, sweep, topology  # in the order of `fedsim --help`
+from fedsim.cli import (  # in the order of `fedsim --help`
+    listing,
+    new,
+    participation,
+    report,
+    run,
+    sweep,
+    topology,
+    tune,
+)  # fmt: skip
 from fedsim.cli.base import app
 
-__all__ = ["app", "listing", "main", "new", "participation", "run", "sweep", "topology"]
+__all__ = ["app", "listing", "main", "new", "participation", "report", "run", "sweep", "topology", "tune"]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,16 +14,15 @@ from fedsim.cli.base import app
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.table import Table
-
-    from fedsim.compare import Event, Finished
+    from fedsim.compare import Event
     from fedsim.experiment import Experiment
     from fedsim.record import RunFolder
 
 
 @app.command(
     help="Run every strategy of an experiment file with every seed, on the same data, clients and presence. The run "
-    "folder gets the resolved experiment, which runs again as it is, metrics.csv as it grows, result.json and figures. "
+    "folder gets the resolved experiment, which runs again as it is, metrics.csv as it grows, result.json, figures and "
+    "report.html. With a table [tune] in the file every strategy is tuned first, on seeds of its own: see fedsim tune. "
     "Mistakes in the file are found before anything is computed or written.",
     short_help="Run every strategy of an experiment file with every seed, and compare.",
 )
@@ -131,23 +130,31 @@ def carry_out(
     from rich.console import Console
 
     from fedsim import compare
+    from fedsim.cli.progress import Bar
+    from fedsim.cli.summary import print_summary
     from fedsim.record import RunFolder, environment
     from fedsim.report import write_figures
+    from fedsim.report.page import PAGE, write_page
 
     screen = Console(stderr=True, quiet=quiet)
     experiment = compare.settle(experiment)
     record: RunFolder | None = None
-    finished: list[Finished] = []
+    if experiment.tuning is not None:
+        from fedsim.cli import tune
+
+        experiment, found = tune.run_tuning(experiment, screen, quiet or not results)
+        record = RunFolder(folder, experiment.toml(), environment(experiment.run.device))  # kept, whatever comes now
+        record.tuned(found)
+    finished = 0
     failures: list[str] = []
     absences = 0
-    total = len(experiment.entries) * len(experiment.run.seeds) * experiment.run.rounds
-    progress = _progress(screen)
-    bar = progress.add_task("making data and clients", total=total)
     try:
-        with progress:
+        with Bar(screen, len(experiment.entries) * len(experiment.run.seeds), experiment.run.rounds) as bar:
             for event in _events(experiment, flower):
                 if isinstance(event, compare.Planned):
                     experiment = event.experiment
+                    if record is not None:
+                        record.resolved(experiment.toml())
                 if record is None:
                     record = RunFolder(folder, experiment.toml(), environment(experiment.run.device))
                 match event:
@@ -157,8 +164,8 @@ def carry_out(
                             screen.print(
                                 f"seed {seed}: {moved} examples moved to clients that the partition had left empty"
                             )
-                    case compare.Played(strategy, seed, _, _):
-                        progress.update(bar, advance=1, description=f"seed {seed}, {strategy}")
+                    case compare.Played():
+                        bar.played(*event)
                     case compare.Measured():
                         record.measured(*event)
                     case compare.Timed():
@@ -172,14 +179,15 @@ def carry_out(
                         record.clients(*event)
                     case compare.Finished():
                         record.finished(compare.as_result(event))
-                        finished.append(event)
+                        finished += 1
                     case compare.Failed(strategy, seed, round, reason):
                         record.failed(event._asdict())
                         failures.append(f"{strategy}, seed {seed}: {reason}")
-                        progress.update(bar, advance=experiment.run.rounds - round)
-            progress.update(bar, description="drawing figures")
+                        bar.failed(strategy, seed, round)
+            bar.say("drawing figures")
             write_figures(folder)
-            progress.update(bar, description="done")
+            if results:
+                write_page(folder)
     except KeyboardInterrupt:
         if record is not None:
             screen.print(f"interrupted; the results so far are in {folder}", soft_wrap=True)
@@ -194,70 +202,7 @@ def carry_out(
                      soft_wrap=True)  # fmt: skip
     if results and not quiet:
         if finished:
-            page = Console()
-            page.width = page.width if page.is_terminal else max(page.width, 120)
-            page.print(_results(experiment, finished))
+            print_summary(folder, Console())
         typer.echo(f"run folder: {folder}")
+        typer.echo(f"report: {folder / PAGE}")
     return bool(failures)
-
-
-def _progress(screen: Any) -> Any:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rounds"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=screen,
-        transient=True,
-        disable=not screen.is_terminal,
-    )
-
-
-def _results(experiment: Experiment, finished: list[Finished]) -> Table:
-    """Mean ± std over the seeds of each strategy's final mean; the best in bold."""
-    from rich import box
-    from rich.table import Table
-
-    from fedsim.compare import summarise
-
-    summaries = summarise(finished)
-    columns = {  # metric -> title, scale, decimals, which is best
-        "test_accuracy": ("test acc. %", 100, 1, max),
-        "worst_class_accuracy": ("worst class %", 100, 1, max),
-        "worst_decile_accuracy": ("worst decile %", 100, 1, max),  # of the clients
-        "test_loss": ("test loss", 1, 3, min),
-        "train_objective": ("objective", 1, 3, min),
-    }
-    seeds = len(experiment.run.seeds)
-    caption = f"mean over the last fifth of {experiment.run.rounds} rounds" + (
-        f", ± std over {seeds} seeds" if seeds > 1 else ""
-    )
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    table.add_column("strategy", overflow="fold")
-    rows = [[summary.strategy.replace("[", r"\[")] for summary in summaries]
-    for metric, (title, scale, decimals, best) in columns.items():
-        values = [summary.mean.get(metric, math.nan) for summary in summaries]
-        finite = [value for value in values if math.isfinite(value)]
-        if not finite:
-            continue
-        table.add_column(title, justify="right", no_wrap=True)
-        for row, summary, value in zip(rows, summaries, values, strict=True):
-            cell = f"{scale * value:.{decimals}f}" if math.isfinite(value) else "-"
-            if summary.seeds > 1 and metric in summary.std:
-                cell += f" ± {scale * summary.std[metric]:.{decimals}f}"
-            row.append(f"[bold]{cell}[/bold]" if len(summaries) > 1 and value == best(finite) else cell)
-    for row in rows:
-        table.add_row(*row)
-    return table

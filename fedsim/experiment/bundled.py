@@ -24,7 +24,7 @@ from fedsim.experiment.settings import Mistake, Place, key_of, member, settings_
 from fedsim.local import LocalSGD
 
 PREFIX = "flwr:"
-ENTRY_KEYS = ("name", "label", "local")
+ENTRY_KEYS = ("name", "label", "local", "tune")
 INNER = "strategy"  # what wrappers call the strategy they wrap
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import resolve
-from fedsim.experiment import bundled
+from fedsim.experiment import bundled, tuning
 from fedsim.experiment.overrides import override
 from fedsim.experiment.settings import (
     Mistake,
@@ -31,8 +31,8 @@ from fedsim.mixing import Mixing
 from fedsim.participation import Everyone, Participation
 from fedsim.strategy import GossipStrategy, Strategy, core
 
-KEYS = ("name", "base", "task", "participation", "local", "strategy", "run")
-ENTRY_KEYS = ("name", "label", "local", "topology")
+KEYS = ("name", "base", "task", "participation", "local", "strategy", "run", "tune")
+ENTRY_KEYS = ("name", "label", "local", "topology", "tune")
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -107,7 +107,33 @@ def parse(document: Mapping[str, Any], base: Path = Path(), name: str = "experim
         task = dataclasses.replace(task, clients=_clients(entries, task.clients))
     experiment = Experiment(name, entries, local, task, participation, run, base, document)
     check(experiment)
-    return experiment
+    return _tuned(experiment, document, base, local)
+
+
+def _tuned(experiment: Experiment, document: Mapping[str, Any], base: Path, local: LocalSGD) -> Experiment:
+    """The experiment with what [tune] says, every point of every grid made and checked."""
+    if "tune" not in document:
+        for i, entry in enumerate(experiment.entries):
+            if "tune" in entry.given:
+                raise Mistake(("strategy", i), "tune needs a table [tune] in the file, and there is none", "tune")
+        return experiment
+    table = _table(document, "tune")
+    grid = table.get("grid", {})
+    settings = instance(tuning.TuneTable, {k: v for k, v in table.items() if k != "grid"}, ("tune",), base)
+    task, run = experiment.task, experiment.run
+    graphs: set[str] = set()  # those checked
+
+    def make(table: Mapping[str, Any], i: int) -> Entry:
+        entry = _entry(table, i, base, local)
+        _check_lists(entry.strategy, task.clients, ("strategy", i))
+        graph = repr((i, entry.topology, _mixings(entry.strategy)))
+        if graph not in graphs:
+            _check_graph(entry, task.clients, settings.seeds[0], ("strategy", i))
+            graphs.add(graph)
+        return entry
+
+    found = tuning.read(settings, grid, document, experiment.entries, run.rounds, run.seeds, task.clients, make)
+    return dataclasses.replace(experiment, tuning=found)
 
 
 def _text(document: Mapping[str, Any], key: str, default: str) -> str:
@@ -158,7 +184,7 @@ def _entry(table: Any, i: int, base: Path, local: LocalSGD) -> Entry:
     label = table.get("label", name)
     if not isinstance(label, str) or not label.strip() or not label.isprintable():
         raise Mistake(place, f"label must be text on one line, got {show(label)}", "label")
-    own = {key: value for key, value in table.items() if key not in ("name", "label", "local")}
+    own = {key: value for key, value in table.items() if key not in ("name", "label", "local", "tune")}
     settings, graphs = _without_topology(own, place)
     if len(graphs) > 1:
         raise Mistake(place, "has more than one topology; a strategy runs on one graph", "topology")

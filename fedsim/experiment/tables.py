@@ -25,6 +25,8 @@ from fedsim.strategy import Strategy, complete
 if TYPE_CHECKING:
     import networkx
 
+    from fedsim.experiment.tuning import Tuning
+
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -141,6 +143,7 @@ class Experiment:
     run: RunTable = RunTable()
     base: Path = Path()
     given: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what the file said
+    tuning: Tuning | None = field(default=None, repr=False)  # what is to be tried first; None: settings are as they are
 
     def __post_init__(self) -> None:
         if self.run.optimum and not getattr(self.task.model, "convex", False):
@@ -161,7 +164,9 @@ class Experiment:
     def document(self) -> dict[str, Any]:
         """The whole experiment, defaults and all, as tables that make the same experiment again."""
         out: dict[str, Any] = {"name": self.name}
-        sought = {key: value for key, value in self.given.items() if key in ("task", "participation", "strategy")}
+        sought = {
+            key: value for key, value in self.given.items() if key in ("task", "participation", "strategy", "tune")
+        }
         if names_files(sought, self.base):
             out["base"] = str(self.base.absolute())
         out["task"] = dump_settings(self.task, self.given.get("task"))
@@ -169,6 +174,12 @@ class Experiment:
         out["local"] = _dump_local(self.local, self.given.get("local"))
         out["strategy"] = [self._dump_entry(entry) for entry in self.entries]
         out["run"] = dump_settings(self.run)
+        if self.tuning is not None:
+            from fedsim.experiment.tuning import listed
+
+            out["tune"] = self.tuning.dump()
+            for table, own in zip(out["strategy"], self.tuning.own, strict=True):
+                table |= {"tune": listed(own)} if own else {}
         return out
 
     def toml(self) -> str:

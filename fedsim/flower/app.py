@@ -202,6 +202,7 @@ def record(experiment: Experiment, happening: Iterator[compare.Event], out: str)
     """Writes the run folder. Raises ValueError at the end if a run failed."""
     from fedsim.record import RunFolder, check_free, default_folder, environment
     from fedsim.report import write_figures
+    from fedsim.report.page import write_page
 
     folder = Path(out) if out else default_folder(experiment.name)
     check_free(folder)
@@ -234,6 +235,7 @@ def record(experiment: Experiment, happening: Iterator[compare.Event], out: str)
         if written is not None:
             written.close()
     write_figures(folder)
+    write_page(folder)
     log.info("run folder: %s", folder.absolute())
     if failures:
         raise ValueError("; ".join(failures))

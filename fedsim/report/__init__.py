@@ -1,4 +1,4 @@
-"""Figures of a run folder, as PNG and SVG. matplotlib is imported when one is drawn."""
+"""Figures of a run folder as PNG and SVG, its tables, and its page. matplotlib is imported when something is drawn."""
 
 from fedsim.report.figures import write_figures
 

@@ -9,6 +9,7 @@ harm           how many are worse off than training alone (where a strategy is t
 weights        with what weight clients' updates entered the model, by participation
 bias           how much of the weight lies with the wrong clients, and how far it is to the minimum, against the round
 error          what keeps the last models from the minimum (where that was asked for)
+tuning         what was tried before, and how it did (where settings were tuned)
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.record import Measurement, read_metrics, read_result
+from fedsim.record import Measurement, read_metrics, read_result, read_tuning
 from fedsim.report.clients import clients, harm
 from fedsim.report.ledger import error, weights
 from fedsim.report.participation import participation
 from fedsim.report.style import RC, Pen, dots, figure, label_ends, logarithmic, pens, save
+from fedsim.report.tuning import tuning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +49,7 @@ def write_figures(folder: str | Path) -> list[str]:
     folder = Path(folder)
     measurements, runs = read_metrics(folder), read_result(folder)
     labels = list(dict.fromkeys(m.strategy for m in measurements))
+    tried = read_tuning(folder)
     schedules = sorted(folder.glob("schedule-seed*.npz"))
     with matplotlib.rc_context(RC):
         drawn = {
@@ -58,6 +61,7 @@ def write_figures(folder: str | Path) -> list[str]:
             "weights": weights(runs, pens(labels)),
             "bias": curves(measurements, ("weight_distance", "suboptimality"), pens(labels)),
             "error": error(runs),
+            "tuning": None if tried is None else tuning(tried),
             "participation": participation(Schedule.load(schedules[0]), schedules[0].stem.removeprefix("schedule-seed"))
             if schedules
             else None,

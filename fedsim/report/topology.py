@@ -163,7 +163,8 @@ def _degrees(axes: Axes, graph: Graph) -> None:
 
 def layout(graph: Graph) -> np.ndarray:
     """Where to draw the nodes, [n, 2]: where they lie, if all of them say so (Longitude and Latitude, or pos), else by
-    Kamada and Kawai's rule, by springs or, above 1,000 nodes, along the two slowest modes of the averaging."""
+    Kamada and Kawai's rule, above 150 nodes by springs that start from the two slowest modes of the averaging and,
+    above 1,000, along these modes themselves."""
     import networkx as nx
 
     n = len(graph)
@@ -178,8 +179,13 @@ def layout(graph: Graph) -> np.ndarray:
         modes = spectrum.directions(spectrum.adjacency(plain))
         spread: np.ndarray = np.arcsinh(modes / np.median(np.abs(modes), axis=0))
         return spread  # some live on a few nodes; the others want room
-    if n > 150 or not nx.is_connected(plain):
-        places = nx.spring_layout(plain, seed=0, iterations=100 if n <= 300 else 40)
-    else:
+    connected = nx.is_connected(plain)
+    if n <= 150 and connected:
         places = nx.kamada_kawai_layout(plain)
+    else:  # springs find the shape of the whole only where they start from it
+        start = None
+        if connected:
+            modes = spectrum.directions(spectrum.adjacency(plain))
+            start = dict(enumerate(modes / np.abs(modes).max()))
+        places = nx.spring_layout(plain, pos=start, seed=0, iterations=100 if n <= 300 else 40)
     return np.array([places[i] for i in range(n)], float)
