@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from fedsim import LocalSGD, Loop, Stacked, Work, keyed, make_task, models
 from fedsim.engine import choose
+from fedsim.engine.program import Program
 from fedsim.engine.stacked import Lanes
 from fedsim.local import Cosine, Inverse, InverseSqrt, Step
 from fedsim.task import Task
@@ -284,19 +285,27 @@ def test_velocity_is_carried_over() -> None:
         torch.testing.assert_close(a.delta + b.delta, once.delta)
 
 
-def test_the_model_is_entered_once_per_step_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_runs_once_per_step_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many train, and the model itself is entered to make the program: traced, and held against it."""
     task = toy(n=12, examples=120)
-    calls = []
+    calls, entries = [], []
+    run = Program.__call__
+
+    def watched(self: Program) -> Any:
+        calls.append(1)
+        return run(self)
 
     def counted(params: Any, inputs: torch.Tensor, key: Any) -> torch.Tensor:
-        calls.append(1)
+        entries.append(1)
         return task.outputs_of(params, inputs, key)
 
-    watched = dataclasses.replace(task, outputs_of=counted)
+    monkeypatch.setattr(Program, "__call__", watched)
+    seen = dataclasses.replace(task, outputs_of=counted)
     for k, passes in ((1, 5), (4, 5), (5, 10), (12, 15)):
         calls.clear()
-        train(Stacked(4), watched, LocalSGD(lr=0.1, steps=5, batch=4), who=list(range(k)))
+        train(Stacked(4), seen, LocalSGD(lr=0.1, steps=5, batch=4), who=list(range(k)))
         assert len(calls) == passes
+    assert len(entries) == 2
 
 
 def test_lanes_waste_only_the_end() -> None:

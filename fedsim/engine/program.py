@@ -9,7 +9,6 @@ made, and where anything is in the way of a trace the function itself runs.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ class Program:
 
     def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
         """Of a function without side effects. What `inputs` hold now stands for anything they may hold."""
-        self.function = function
+        self.function: Function | None = function  # None: the trace does without it
         self.inputs = tuple(inputs)
         self.calls: list[Call] | None = None  # None: there is no trace of it
         self.values: tuple[Tensor, ...] = ()
@@ -36,13 +35,14 @@ class Program:
             for call, args, named in calls:
                 call(*args, **named)
             if all(map(same, values, function(*self.inputs))):
-                self.calls, self.values = calls, values
+                self.calls, self.values, self.function = calls, values, None
         except Exception:  # whatever in a user's model cannot be traced; the function itself says what is wrong with it
             self.calls = None
 
     def __call__(self) -> Sequence[Tensor]:
         """The function's values for what `inputs` hold."""
         if self.calls is None:
+            assert self.function is not None
             return self.function(*self.inputs)
         for call, args, named in self.calls:
             call(*args, **named)
@@ -130,13 +130,13 @@ class Memory:
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self._root: dict[Node, Node] = {}  # whose memory a node looks into
-        last: dict[Node, float] = {}
+        last: dict[Node, int] = {}
         for at, node in enumerate(nodes):
             shares = node.op == "call_function" and kind(node) != "compute" and isinstance(node.args[0], type(node))
             self._root[node] = self._root[node.args[0]] if shares else node  # type: ignore[index]
             for other in node.all_input_nodes:
-                last[self._root[other]] = math.inf if node.op == "output" else at
-        self._ends: dict[float, list[Node]] = {}
+                last[self._root[other]] = len(nodes) if node.op == "output" else at  # values are never let go
+        self._ends: dict[int, list[Node]] = {}
         for node, at in last.items():
             self._ends.setdefault(at, []).append(node)
         self._blocks: dict[Node, list[Tensor]] = {}

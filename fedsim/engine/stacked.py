@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedsim.engine import rooms
 from fedsim.engine.plan import Answer, Job, counts, minibatches, refuse, spans, width
 from fedsim.strategy import Work
 
@@ -73,8 +74,9 @@ class Stacked:
         rates = torch.tensor([one.local.lr_at(one.t) for one in jobs for _ in one.who], dtype=task.dtype).to(device)
 
         delta = torch.zeros((len(steps), bank.shape[1]), dtype=bank.dtype, device=device)
-        y = bank[at_bank[job[:, 0]]]  # [c, P]
-        views = task.layout.views(y)
+        plain = is_plain(jobs[0])
+        room = rooms.take(task, self.chunk, batch, plain)
+        y = room.y.copy_(bank[at_bank[job[:, 0]]])  # [c, P]
         velocity = first_velocity = last_velocity = None
         if local.momentum:
             first_velocity = joined([
@@ -84,11 +86,11 @@ class Stacked:
             velocity = first_velocity[job[:, 0]]
             if any("velocity" in one.work.ask for one in jobs):
                 last_velocity = torch.zeros_like(delta)
-        flat = None if is_plain(jobs[0]) else torch.empty_like(y)
+        flat = None if plain else torch.empty_like(y)
         at = job[:, 0]  # [c]  whom each lane trains
 
-        gradient = gradients(task)
-        values, examples = [], []
+        values = torch.zeros((self.chunk, lanes.length), dtype=task.dtype, device=device)  # [c, S]
+        examples = []
         for begin in range(0, lanes.length, SEGMENT):
             cut = slice(begin, min(begin + SEGMENT, lanes.length))
             here = clients[:, cut]
@@ -101,15 +103,14 @@ class Stacked:
             rate = rates[job[:, cut]]  # [c, S]
             examples.append(count)
             for s in range(count.shape[1]):
-                inputs, targets = task.inputs[pool[:, s]], task.targets[pool[:, s]]
-                worth = rate[:, s, None] if flat is None else None  # a plain step's gradients come out times lr
-                slopes, value = gradient(views, inputs, targets, weight[:, s], step_keys[:, s], worth)
-                values.append(value)
+                worth = rate[:, s] if plain else None  # a plain step's gradients come out times lr
+                *slopes, value = room.gradients(pool[:, s], weight[:, s], step_keys[:, s], worth)
+                values[:, begin + s] = value
                 if flat is None:
-                    torch._foreach_sub_(list(views.values()), [slopes[name] for name in views])
+                    torch._foreach_sub_(room.views, slopes)
                 else:
-                    for name, view in task.layout.views(flat).items():
-                        view.copy_(slopes[name])
+                    for view, slope in zip(task.layout.views(flat).values(), slopes, strict=True):
+                        view.copy_(slope)
                     adjust(flat, y, work, bank[at_bank[at]] if not is_number(work.mu, 0.0) else None, local, at)
                     if velocity is not None:
                         velocity.mul_(local.momentum).add_(flat)
@@ -127,11 +128,11 @@ class Stacked:
 
         number = torch.cat(examples, 1) if examples else active.long()  # [c, S]; counts 0 where a lane is idle
         sums = torch.zeros((2, len(steps)), dtype=task.dtype, device=device)
-        if values:
+        if lanes.length:
             seen = number.to(task.dtype)
-            both = torch.stack([torch.stack(values, 1) * seen, seen])
-            sums.index_add_(1, job.reshape(-1), both.reshape(2, -1))
+            sums.index_add_(1, job.reshape(-1), torch.stack([values * seen, seen]).reshape(2, -1))
         loss = sums[0] / sums[1].clamp(min=1)
+        rooms.give_back(room)
 
         answers, begin = [], 0
         for one, taken in zip(jobs, each, strict=True):
@@ -150,7 +151,7 @@ class Stacked:
         """Gradient [k, P] and loss [k] of each client's whole data at its start, without dropout, as far as asked."""
         import torch
 
-        gradient = gradients(task, dropout=False)
+        gradient = rooms.gradients(task, dropout=False)
         slope = torch.zeros_like(work.start, memory_format=torch.contiguous_format)
         loss = torch.zeros(len(who), dtype=task.dtype, device=slope.device)
         sizes = [task.sizes[i] for i in who.tolist()]
@@ -279,33 +280,6 @@ def adjust(flat: Tensor, y: Tensor, work: Work, start: Tensor | None, local: Loc
         flat += per_client(work.mu, at) * (y - start)
     if not is_number(work.shift, 0.0):
         flat += per_client(work.shift, at)
-
-
-Gradient = Callable[..., tuple[dict[str, Any], Any]]
-
-
-def gradients(task: Task, dropout: bool = True) -> Gradient:
-    """(params [c, ...], inputs [c, b, ...], targets [c, b], weights [c, b], keys [c], worth [c, 1] or None) ->
-    gradients, times `worth` where that is given, and losses [c]."""
-    from torch.func import grad, vmap
-
-    def loss(
-        params: dict[str, Tensor], inputs: Tensor, targets: Tensor, weights: Tensor, key: Tensor, worth: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        losses = task.losses(params, inputs, targets, key if dropout else None)
-        value = (losses * weights).sum()
-        return (value if worth is None else (losses * (weights * worth)).sum()), value
-
-    def one(*given: Any) -> Any:
-        return grad(loss, has_aux=True)(*given)
-
-    batched = {True: vmap(one, randomness="error"), False: vmap(one, in_dims=(0, 0, 0, 0, 0, None), randomness="error")}
-
-    def run(*given: Any) -> tuple[dict[str, Any], Any]:
-        found: tuple[dict[str, Any], Any] = batched[given[5] is not None](*given)
-        return found
-
-    return run
 
 
 def per_client(value: Tensor | float, at: Tensor) -> Tensor | float:
