@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fedsim import LocalSGD, Loop, Stacked, Work, keyed, make_task, models
+from fedsim import LocalSGD, Loop, Stacked, Work, federate, keyed, make_task, models
 from fedsim.engine import choose
 from fedsim.engine.program import Program
 from fedsim.engine.stacked import Lanes
@@ -325,8 +325,11 @@ def test_work_it_cannot_do_is_refused() -> None:
 
 
 def test_the_chunk_fits_the_budget_and_the_cohort() -> None:
-    task, local = toy("convolution"), LocalSGD(steps=5, batch=16)
+    task, local = toy("mlp"), LocalSGD(steps=5, batch=16)
     assert choose(task, local, cohort=100, memory=10**9).chunk == 16
+    assert choose(toy("convolution"), local, cohort=100).chunk == 1  # of which a CPU has none for several models
+    wide = federate("clusters", clients=8, model=models.MLP(hidden=(5000,)))
+    assert choose(wide, local, cohort=8).chunk == 5 * 2**20 // (2 * 4 * wide.layout.size)
     assert choose(task, local, cohort=2.3, memory=10**9).chunk == 2
     assert choose(task, local, cohort=100, memory=1).chunk == 1
     uneven = LocalSGD(epochs=1, batch=1)  # steps = sizes: 12 clients, 150 examples, the largest a good third of them

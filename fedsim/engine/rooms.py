@@ -44,10 +44,14 @@ class Room:
     def enter(self, task: Task) -> None:
         """Train this task's clients from now on; it has the traits the room was made for."""
         self._task, self._pool = task, examples(task)
+        if self._program is not None and not self.traced:
+            self._program.function = step_of(task)
 
     def leave(self) -> None:
         """Let go of the task; the program stays."""
         del self._task, self._pool
+        if self._program is not None:
+            self._program.function = None
 
     def gradients(self, rows: Tensor, weights: Tensor, keys: Tensor, rates: Tensor | None) -> Any:
         """The gradients at y of each client's loss, a tensor [c, ...] for each of the model's, and the losses [c].
@@ -95,7 +99,7 @@ def take(task: Task, chunk: int, batch: int, plain: bool) -> Room:
 def give_back(room: Room) -> None:
     """The room is free for others."""
     owner = room.owner()
-    if owner is not None and room.traced:
+    if owner is not None:
         room.leave()
         rooms = _waiting.setdefault(owner, [])
         rooms.append(room)
