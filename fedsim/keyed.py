@@ -115,19 +115,21 @@ def shuffled(key: Tensor, position: Tensor, size: Tensor) -> Tensor:
     """
     import torch
 
-    parts = fold(key[..., None], "shuffle", torch.arange(3 * _ROUNDS, device=key.device))  # [..., 3R]
-    size = size[..., None]  # [..., 1]
-    pivot = (parts[..., :_ROUNDS] & (2**62 - 1)) % size  # [..., R]
-    odd = parts[..., _ROUNDS : 2 * _ROUNDS] | 1
-    offset = parts[..., 2 * _ROUNDS :]
-    x = torch.minimum(position, size - 1)
+    # in columns, one for each key, so that the inner loops run over all keys; in place, since this is most of planning
+    lead, many = position.shape[:-1], position.shape[-1]
+    size = size.broadcast_to(lead).reshape(-1)  # [N]
+    parts = fold(key.broadcast_to(lead).reshape(-1), "shuffle", torch.arange(3 * _ROUNDS, device=key.device)[:, None])
+    pivot = (parts[:_ROUNDS] & (2**62 - 1)) % size  # [R, N]
+    odd = parts[_ROUNDS : 2 * _ROUNDS] | 1
+    offset = parts[2 * _ROUNDS :]
+    x = torch.minimum(position.reshape(-1, many).T, size - 1).contiguous()  # [b, N]
     for r in range(_ROUNDS):
-        other = pivot[..., r : r + 1] - x
-        other = torch.where(other < 0, other + size, other)  # (pivot − x) mod size
+        other = pivot[r] - x
+        other += (other >> 63) & size  # (pivot − x) mod size
         # the same coin for both of the pair: the top bit of a random affine map of the larger one
-        coin = torch.maximum(x, other) * odd[..., r : r + 1] + offset[..., r : r + 1] < 0
-        x = torch.where(coin, other, x)
-    return x
+        coin = torch.maximum(x, other).mul_(odd[r]).add_(offset[r]).bitwise_right_shift_(63)
+        x ^= other.bitwise_xor_(x).bitwise_and_(coin)
+    return x.T.reshape(*lead, many)
 
 
 def permutation(key: Key, size: int) -> Tensor:

@@ -141,7 +141,10 @@ class Task:
 
     def outputs(self, params: Params, inputs: Tensor, key: Tensor | None = None) -> Tensor:
         """The model's outputs [b, ...]; without a key dropout is off and the inputs are as they are."""
-        ready = self.ready(inputs)
+        return self.answers(params, self.ready(inputs), key)
+
+    def answers(self, params: Params, ready: Tensor, key: Tensor | None = None) -> Tensor:
+        """The model's outputs [b, ...] for inputs that are as it wants them."""
         if self.augment is not None and key is not None:
             ready = self.augment(ready, keyed.fold(key, "augment"))
         return self.outputs_of(params, ready, key)

@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fedsim import LocalSGD, Loop, Stacked, Work, keyed, make_task, models
+from fedsim import LocalSGD, Loop, Stacked, Work, federate, keyed, make_task, models
 from fedsim.engine import choose
+from fedsim.engine.program import Program
 from fedsim.engine.stacked import Lanes
 from fedsim.local import Cosine, Inverse, InverseSqrt, Step
 from fedsim.task import Task
@@ -284,19 +285,27 @@ def test_velocity_is_carried_over() -> None:
         torch.testing.assert_close(a.delta + b.delta, once.delta)
 
 
-def test_the_model_is_entered_once_per_step_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_runs_once_per_step_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many train, and the model itself is entered to make the program: traced, and held against it."""
     task = toy(n=12, examples=120)
-    calls = []
+    calls, entries = [], []
+    run = Program.__call__
+
+    def watched(self: Program) -> Any:
+        calls.append(1)
+        return run(self)
 
     def counted(params: Any, inputs: torch.Tensor, key: Any) -> torch.Tensor:
-        calls.append(1)
+        entries.append(1)
         return task.outputs_of(params, inputs, key)
 
-    watched = dataclasses.replace(task, outputs_of=counted)
+    monkeypatch.setattr(Program, "__call__", watched)
+    seen = dataclasses.replace(task, outputs_of=counted)
     for k, passes in ((1, 5), (4, 5), (5, 10), (12, 15)):
         calls.clear()
-        train(Stacked(4), watched, LocalSGD(lr=0.1, steps=5, batch=4), who=list(range(k)))
+        train(Stacked(4), seen, LocalSGD(lr=0.1, steps=5, batch=4), who=list(range(k)))
         assert len(calls) == passes
+    assert len(entries) == 2
 
 
 def test_lanes_waste_only_the_end() -> None:
@@ -316,8 +325,11 @@ def test_work_it_cannot_do_is_refused() -> None:
 
 
 def test_the_chunk_fits_the_budget_and_the_cohort() -> None:
-    task, local = toy("convolution"), LocalSGD(steps=5, batch=16)
+    task, local = toy("mlp"), LocalSGD(steps=5, batch=16)
     assert choose(task, local, cohort=100, memory=10**9).chunk == 16
+    assert choose(toy("convolution"), local, cohort=100).chunk == 1  # of which a CPU has none for several models
+    wide = federate("clusters", clients=8, model=models.MLP(hidden=(5000,)))
+    assert choose(wide, local, cohort=8).chunk == 5 * 2**20 // (2 * 4 * wide.layout.size)
     assert choose(task, local, cohort=2.3, memory=10**9).chunk == 2
     assert choose(task, local, cohort=100, memory=1).chunk == 1
     uneven = LocalSGD(epochs=1, batch=1)  # steps = sizes: 12 clients, 150 examples, the largest a good third of them

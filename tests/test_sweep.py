@@ -430,3 +430,21 @@ def test_a_sweep_file_is_plain_toml(tmp_path: Path) -> None:
     table = tomllib.loads(found.toml())
     assert table.pop("sweep") == {"run.rounds": [2, 3]}
     assert experiments.parse(table).run.rounds == 2
+
+
+# --- sweeps that tune -------------------------------------------------------------------------------------------------
+
+TUNED = BASE + '[tune]\nseeds = [9]\ntrials = 2\n[tune.grid]\n"local.lr" = [0.1, 0.2]\n'
+
+
+@pytest.mark.parametrize("path", ["local.lr", "strategy.FedAvg.local.lr"])
+def test_what_is_tuned_is_not_swept(tmp_path: Path, path: str) -> None:
+    """Tuning would put its winner in the place of every value."""
+    said = refused(tmp_path, f'"{path}" = [0.1, 0.3]', base=TUNED)
+    assert said == f"{path} is swept, and [tune] tunes local.lr of FedAvg; do one of both"
+
+
+@pytest.mark.parametrize("path", ["local.steps", "strategy.FedStale.beta", "tune.trials"])
+def test_all_else_is_swept_in_a_tuned_experiment_too(tmp_path: Path, path: str) -> None:
+    values = [0.0, 1.0] if path.endswith("beta") else [2, 3]
+    assert len(made(tmp_path, f'"{path}" = {values}', base=TUNED).cells) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fedsim import keyed
 from fedsim.strategy import EXTRAS, Work
@@ -94,3 +94,29 @@ def refuse(work: Work, local: LocalSGD) -> None:
         raise ValueError(f"work asks for {sorted(unknown)}; clients can tell {sorted(EXTRAS)}")
     if work.velocity is not None and not local.momentum:
         raise ValueError("work carries a velocity but the local training has no momentum; set momentum in LocalSGD")
+
+
+def activations(task: Task, batch: int) -> tuple[int, bool]:
+    """Bytes that one model's forward pass over a minibatch keeps for the backward pass, and whether it convolves."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watching(TorchDispatchMode):
+        convolves = False
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.convolves |= "convolution" in function.__name__
+            return function(*args, **(kwargs or {}))
+
+    pool = task.rows[torch.zeros(batch, dtype=torch.int64, device=task.device)]
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    params = {name: view.requires_grad_() for name, view in task.layout.views(task.fresh(0)).items()}
+    key = torch.zeros((), dtype=torch.int64, device=task.device)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), Watching() as watching:  # type: ignore[no-untyped-call]
+        task.losses(params, task.inputs[pool], task.targets[pool], key)
+    return sum(kept.values()), watching.convolves

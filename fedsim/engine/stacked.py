@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fedsim.engine import rooms, workers
 from fedsim.engine.plan import Answer, Job, counts, minibatches, refuse, spans, width
 from fedsim.strategy import Work
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 256  # in a pass over a client's whole data
 CACHE = 48 * 2**20  # bytes a chunk may fill on a CPU: about where networks of 10^5 parameters run fastest
+NEAR = 5 * 2**20  # bytes of models and gradients beyond which a CPU's lanes are slower: 4 models of 159,010 parameters
 SEGMENT = 64  # steps whose minibatches are planned at once
 
 
@@ -60,78 +62,27 @@ class Stacked:
         import torch
 
         task, local = jobs[0].task, jobs[0].local
-        device, batch = task.device, width(task, local)
         each = [counts(job.task, job.who, job.local, job.effort) for job in jobs]
         steps = list(itertools.chain.from_iterable(each))
-        lanes = Lanes(steps, self.chunk)
-        job, tau = lanes.job.to(device), lanes.tau.to(device)  # [c, S]
-        active = tau >= 0
-        clients = joined([one.who for one in jobs]).to(device)[job]
-        keys = joined([one.keys for one in jobs])
-        bank, at_bank = starts(jobs)  # [m, P], [K]
-        work = merged(jobs)
-        rates = torch.tensor([one.local.lr_at(one.t) for one in jobs for _ in one.who], dtype=task.dtype).to(device)
-
-        delta = torch.zeros((len(steps), bank.shape[1]), dtype=bank.dtype, device=device)
-        y = bank[at_bank[job[:, 0]]]  # [c, P]
-        views = task.layout.views(y)
-        velocity = first_velocity = last_velocity = None
+        rates = [one.local.lr_at(one.t) for one in jobs for _ in one.who]
+        bank, at_bank = starts(jobs)
+        delta = torch.zeros((len(steps), bank.shape[1]), dtype=bank.dtype, device=task.device)
+        velocity = last_velocity = None
         if local.momentum:
-            first_velocity = joined([
-                torch.zeros((len(one.who), y.shape[1]), dtype=y.dtype, device=device)
+            velocity = joined([
+                torch.zeros((len(one.who), bank.shape[1]), dtype=bank.dtype, device=task.device)
                 if one.work.velocity is None else one.work.velocity for one in jobs
             ])  # fmt: skip
-            velocity = first_velocity[job[:, 0]]
             if any("velocity" in one.work.ask for one in jobs):
                 last_velocity = torch.zeros_like(delta)
-        flat = None if is_plain(jobs[0]) else torch.empty_like(y)
-        at = job[:, 0]  # [c]  whom each lane trains
-
-        gradient = gradients(task)
-        values, examples = [], []
-        for begin in range(0, lanes.length, SEGMENT):
-            cut = slice(begin, min(begin + SEGMENT, lanes.length))
-            here = clients[:, cut]
-            place, counted, step_keys = minibatches(
-                keys[job[:, cut]], task.size[here], task.first[here], tau[:, cut].clamp(min=0), active[:, cut], batch
-            )
-            pool = task.rows[place]  # [c, S, b]
-            count = counted.sum(-1)  # [c, S]
-            weight = counted.to(task.dtype) / count.clamp(min=1)[..., None]
-            rate = rates[job[:, cut]]  # [c, S]
-            examples.append(count)
-            for s in range(count.shape[1]):
-                inputs, targets = task.inputs[pool[:, s]], task.targets[pool[:, s]]
-                worth = rate[:, s, None] if flat is None else None  # a plain step's gradients come out times lr
-                slopes, value = gradient(views, inputs, targets, weight[:, s], step_keys[:, s], worth)
-                values.append(value)
-                if flat is None:
-                    torch._foreach_sub_(list(views.values()), [slopes[name] for name in views])
-                else:
-                    for name, view in task.layout.views(flat).items():
-                        view.copy_(slopes[name])
-                    adjust(flat, y, work, bank[at_bank[at]] if not is_number(work.mu, 0.0) else None, local, at)
-                    if velocity is not None:
-                        velocity.mul_(local.momentum).add_(flat)
-                    y.sub_(torch.mul(flat if velocity is None else velocity, rate[:, s, None], out=flat))
-                changes = lanes.changes(begin + s)
-                if changes[0]:  # lanes whose client has taken its last step; the next one gets in
-                    over, done, going, following = (torch.tensor(i, dtype=torch.int64).to(device) for i in changes)
-                    delta[done] = y[over] - bank[at_bank[done]]
-                    if last_velocity is not None and velocity is not None:
-                        last_velocity[done] = velocity[over]
-                    y[going] = bank[at_bank[following]]
-                    if velocity is not None and first_velocity is not None:
-                        velocity[going] = first_velocity[following]
-                    at = at.index_copy(0, going, following)
-
-        number = torch.cat(examples, 1) if examples else active.long()  # [c, S]; counts 0 where a lane is idle
-        sums = torch.zeros((2, len(steps)), dtype=task.dtype, device=device)
-        if values:
-            seen = number.to(task.dtype)
-            both = torch.stack([torch.stack(values, 1) * seen, seen])
-            sums.index_add_(1, job.reshape(-1), both.reshape(2, -1))
-        loss = sums[0] / sums[1].clamp(min=1)
+        cohort = Cohort(
+            task, local, is_plain(jobs[0]), steps, joined([one.who for one in jobs]).to(task.device),
+            joined([one.keys for one in jobs]), bank, at_bank, merged(jobs),
+            torch.tensor(rates, dtype=task.dtype).to(task.device), velocity, delta,
+            torch.zeros(len(steps), dtype=task.dtype, device=task.device), last_velocity,
+        )  # fmt: skip
+        dealt = workers.shares(steps, self.chunk, task.device)
+        workers.each(lambda members: self._turns(cohort, members), dealt, task.device)
 
         answers, begin = [], 0
         for one, taken in zip(jobs, each, strict=True):
@@ -143,14 +94,78 @@ class Stacked:
             if one.work.ask & {"gradient-at-start", "loss-at-start"}:
                 told |= self._at_start(task, one.who, one.work)
             span = spans(one.local, taken, one.t, one.work)
-            answers.append(Answer(one.who, delta[mine], span, loss[mine], told))
+            answers.append(Answer(one.who, delta[mine], span, cohort.loss[mine], told))
         return answers
+
+    def _turns(self, cohort: Cohort, members: list[int]) -> None:
+        """Trains these clients of a cohort in the lanes of one room, and writes down how far each moved, its loss and
+        its last velocity."""
+        import torch
+
+        task, local, work, bank, device = cohort.task, cohort.local, cohort.work, cohort.bank, cohort.task.device
+        lanes = Lanes([cohort.steps[j] for j in members], self.chunk)
+        who = torch.tensor(members).to(device)
+        job, tau = who[lanes.job.to(device)], lanes.tau.to(device)  # [c, S]
+        active = tau >= 0
+        clients = cohort.who[job]
+        batch = width(task, local)
+        room = rooms.take(task, self.chunk, batch, cohort.plain)
+        y = room.y.copy_(bank[cohort.at_bank[job[:, 0]]])  # [c, P]
+        velocity = None if cohort.velocity is None else cohort.velocity[job[:, 0]]
+        flat = None if cohort.plain else torch.empty_like(y)
+        at = job[:, 0]  # [c]  whom each lane trains
+
+        values = torch.zeros((self.chunk, lanes.length), dtype=task.dtype, device=device)  # [c, S]
+        number = torch.zeros_like(values)  # [c, S]  examples counted; 0 where a lane is idle
+        for begin in range(0, lanes.length, SEGMENT):
+            cut = slice(begin, min(begin + SEGMENT, lanes.length))
+            here = clients[:, cut]
+            place, counted, step_keys = minibatches(
+                cohort.keys[job[:, cut]], task.size[here], task.first[here], tau[:, cut].clamp(min=0), active[:, cut],
+                batch,
+            )  # fmt: skip
+            pool = task.rows[place]  # [c, S, b]
+            count = counted.sum(-1)  # [c, S]
+            weight = counted.to(task.dtype) / count.clamp(min=1)[..., None]
+            rate = cohort.rates[job[:, cut]]  # [c, S]
+            number[:, cut] = count.to(task.dtype)
+            for s in range(count.shape[1]):
+                worth = rate[:, s] if cohort.plain else None  # a plain step's gradients come out times lr
+                *slopes, value = room.gradients(pool[:, s], weight[:, s], step_keys[:, s], worth)
+                values[:, begin + s] = value
+                if flat is None:
+                    torch._foreach_sub_(room.views, slopes)
+                else:
+                    for view, slope in zip(task.layout.views(flat).values(), slopes, strict=True):
+                        view.copy_(slope)
+                    start = None if is_number(work.mu, 0.0) else bank[cohort.at_bank[at]]
+                    adjust(flat, y, work, start, local, at)
+                    if velocity is not None:
+                        velocity.mul_(local.momentum).add_(flat)
+                    y.sub_(torch.mul(flat if velocity is None else velocity, rate[:, s, None], out=flat))
+                changes = lanes.changes(begin + s)
+                if changes[0]:  # lanes whose client has taken its last step; the next one gets in
+                    over, done, going, following = (torch.tensor(i, dtype=torch.int64).to(device) for i in changes)
+                    done, following = who[done], who[following]
+                    cohort.delta[done] = y[over] - bank[cohort.at_bank[done]]
+                    if cohort.last_velocity is not None and velocity is not None:
+                        cohort.last_velocity[done] = velocity[over]
+                    y[going] = bank[cohort.at_bank[following]]
+                    if velocity is not None and cohort.velocity is not None:
+                        velocity[going] = cohort.velocity[following]
+                    at = at.index_copy(0, going, following)
+        rooms.give_back(room)
+
+        sums = torch.zeros((2, len(members)), dtype=task.dtype, device=device)
+        if lanes.length:
+            sums.index_add_(1, lanes.job.to(device).reshape(-1), torch.stack([values * number, number]).reshape(2, -1))
+        cohort.loss[who] = sums[0] / sums[1].clamp(min=1)
 
     def _at_start(self, task: Task, who: Tensor, work: Work) -> dict[str, Tensor]:
         """Gradient [k, P] and loss [k] of each client's whole data at its start, without dropout, as far as asked."""
         import torch
 
-        gradient = gradients(task, dropout=False)
+        gradient = rooms.gradients(task, dropout=False)
         slope = torch.zeros_like(work.start, memory_format=torch.contiguous_format)
         loss = torch.zeros(len(who), dtype=task.dtype, device=slope.device)
         sizes = [task.sizes[i] for i in who.tolist()]
@@ -172,6 +187,25 @@ class Stacked:
         return {
             name: told for name, told in (("gradient-at-start", slope), ("loss-at-start", loss)) if name in work.ask
         }
+
+
+class Cohort(NamedTuple):
+    """Clients to train, and what comes of it."""
+
+    task: Task
+    local: LocalSGD
+    plain: bool  # see `is_plain`
+    steps: list[int]  # [K]
+    who: Tensor  # [K]     whose examples
+    keys: Tensor  # [K]
+    bank: Tensor  # [m, P]  where they begin: distinct models,
+    at_bank: Tensor  # [K]     and which of them each has
+    work: Work  # shift, scale and mu, for all or a row for each
+    rates: Tensor  # [K]     learning rates
+    velocity: Tensor | None  # [K, P]  at the beginning; None: no momentum
+    delta: Tensor  # [K, P]  to be filled: how far each moved,
+    loss: Tensor  # [K]     its mean loss,
+    last_velocity: Tensor | None  # [K, P]  and its velocity at the end, where somebody asked
 
 
 class Lanes:
@@ -281,33 +315,6 @@ def adjust(flat: Tensor, y: Tensor, work: Work, start: Tensor | None, local: Loc
         flat += per_client(work.shift, at)
 
 
-Gradient = Callable[..., tuple[dict[str, Any], Any]]
-
-
-def gradients(task: Task, dropout: bool = True) -> Gradient:
-    """(params [c, ...], inputs [c, b, ...], targets [c, b], weights [c, b], keys [c], worth [c, 1] or None) ->
-    gradients, times `worth` where that is given, and losses [c]."""
-    from torch.func import grad, vmap
-
-    def loss(
-        params: dict[str, Tensor], inputs: Tensor, targets: Tensor, weights: Tensor, key: Tensor, worth: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        losses = task.losses(params, inputs, targets, key if dropout else None)
-        value = (losses * weights).sum()
-        return (value if worth is None else (losses * (weights * worth)).sum()), value
-
-    def one(*given: Any) -> Any:
-        return grad(loss, has_aux=True)(*given)
-
-    batched = {True: vmap(one, randomness="error"), False: vmap(one, in_dims=(0, 0, 0, 0, 0, None), randomness="error")}
-
-    def run(*given: Any) -> tuple[dict[str, Any], Any]:
-        found: tuple[dict[str, Any], Any] = batched[given[5] is not None](*given)
-        return found
-
-    return run
-
-
 def per_client(value: Tensor | float, at: Tensor) -> Tensor | float:
     """The rows `at` of something that broadcasts against [k, P]."""
     return value[at] if not isinstance(value, (int, float)) and value.ndim == 2 and len(value) > 1 else value
@@ -322,29 +329,19 @@ def choose(task: Task, local: LocalSGD, cohort: float, memory: int = 2**30) -> S
     """A stacked engine for cohorts of that typical size whose chunk fits `memory` bytes: decided once, then fixed.
 
     Counted are a client's vectors and the activations that one forward pass keeps for the backward pass. More lanes
-    than the longest client's turn leaves work for would idle. A CPU gains nothing from more than 16, and loses where
-    they outgrow its caches.
+    than the longest client's turn leaves work for would idle. A CPU gains nothing from more than 16, loses where models
+    and gradients outgrow its caches, and has no good convolution for several models at once: those train one by one.
     """
-    import torch
+    from fedsim.engine.plan import activations
 
-    batch = width(task, local)
-    pool = task.rows[torch.zeros(batch, dtype=torch.int64, device=task.device)]
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    x = task.fresh(0)
-    params = {name: view.requires_grad_() for name, view in task.layout.views(x).items()}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        key = torch.zeros((), dtype=torch.int64, device=task.device)
-        task.losses(params, task.inputs[pool], task.targets[pool], key)
-    activations = sum(kept.values())
+    kept, convolves = activations(task, width(task, local))
     vectors = 5 + 2 * bool(local.momentum)
-    each = vectors * task.layout.size * x.element_size() + 2 * activations
+    model = task.layout.size * task.dtype.itemsize
+    each = vectors * model + 2 * kept
     steps = [local.count(size) for size in task.sizes]
     useful = cohort * (sum(steps) / len(steps)) / max(steps)
-    on_cpu = task.device.type == "cpu"
-    most, memory = (16, min(memory, CACHE)) if on_cpu else (512, memory)
+    most = 512
+    if task.device.type == "cpu":
+        most = 1 if convolves else max(1, min(16, NEAR // (2 * model)))
+        memory = min(memory, CACHE)
     return Stacked(chunk=max(1, min(most, round(useful), memory // max(each, 1))))

@@ -136,9 +136,20 @@ def load(
         raise ValueError(f"{path}: {cells} cells are more than the {MOST} there may be")
     document.pop("base", None)
     made = Sweep(name, str(path), base, document, tuple(axes), changed)
-    return Sweep(
-        name, str(path), base, document, tuple(axes), changed, tuple(map(_work, map(made.experiment, made.cells)))
-    )
+    experiments = [made.experiment(cell) for cell in made.cells]
+    for each in axes:
+        _untuned(each, experiments[0], str(path))
+    return Sweep(name, str(path), base, document, tuple(axes), changed, tuple(map(_work, experiments)))
+
+
+def _untuned(axis: Axis, experiment: Experiment, path: str) -> None:
+    """Refuse an axis over a key that [tune] would set to its winner in every cell."""
+    grids = () if experiment.tuning is None else experiment.tuning.grids
+    for place, (i, grid) in itertools.product(axis.places, enumerate(grids)):
+        common = place[0] == "local"
+        said = ".".join(map(str, place if common else place[2:]))
+        if (common or place[:2] == ("strategy", i)) and said in grid.axes:
+            raise ValueError(f"{path}: {axis.path} is swept, and [tune] tunes {said} of {grid.label}; do one of both")
 
 
 def _work(experiment: Experiment) -> Work:
