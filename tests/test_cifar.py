@@ -856,7 +856,8 @@ def test_the_runners_mistakes_are_one_line(
 
 
 def test_the_committed_slice(script: ModuleType, cifar10_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FedAU's first rounds on the real images train as they did. To 1e-3: other processors round otherwise."""
+    """FedAU's first rounds on the real images train as they did. To 0.03: in float32 this training is chaotic, and other
+    processors, engines and chunks, which round otherwise, are up to 0.026 apart after three rounds (in float64 0)."""
     committed = json.loads((BENCHMARKS / "results" / "cifar10_fedau_slice.json").read_text())
     run = committed["runs"][0]
     assert run["strategy"] == "FedAU"
@@ -868,4 +869,4 @@ def test_the_committed_slice(script: ModuleType, cifar10_dir: Path, monkeypatch:
     again = script.play(plan, plan.entries[0], run["seed"], script.WINDOW["fedau"])
     torch.set_num_threads(threads)
     assert again["local_loss"].keys() == run["local_loss"].keys() == {"3"}
-    assert again["local_loss"]["3"] == pytest.approx(run["local_loss"]["3"], abs=1e-3)
+    assert again["local_loss"]["3"] == pytest.approx(run["local_loss"]["3"], abs=0.03)
