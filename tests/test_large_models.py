@@ -149,6 +149,19 @@ def test_patches_are_a_strided_convolution() -> None:
     torch.testing.assert_close(patches(x), by.flatten(2).transpose(1, 2))
 
 
+def test_the_last_place_decides() -> None:
+    module = models.build("transformer", (6,), 4, dim=8, depth=2, heads=2)
+    words = torch.tensor([[0, 1, 2, 3, 0, 1], [3, 3, 3, 3, 3, 1], [0, 1, 2, 3, 0, 2]])
+    seen = module(words)
+    assert not torch.allclose(seen[0], seen[1])  # attention looks at all places
+    for layer in module.modules():
+        if isinstance(layer, Attention):
+            nn.init.zeros_(layer.out.weight)
+    alone = module(words)
+    torch.testing.assert_close(alone[0], alone[1])
+    assert not torch.allclose(alone[0], alone[2])
+
+
 # --- one program for all clients --------------------------------------------------------------------------------------
 
 
