@@ -10,7 +10,7 @@ Every algorithm is: where do the present clients start -> train locally -> what 
         state = strategy.step(state, Round(t, who, answer))
         yield state                                               # simulation.py: the loop, for real
 
-The tour: `federate` spreads data over clients (task.py, data/, models.py), `participation` says who is there when,
+The tour: `federate` spreads data over clients (task.py, data/, models/), `participation` says who is there when,
 `LocalSGD` what a client does (local.py), `strategies` what becomes of it, with `weights`, `mixing` and `topology` as
 their parts, and `measure` how good it is. `fedsim run experiment.toml` does all of it from one file.
 """

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 1024  # rows that travel at once when all of them have to
+PIECE = 2**17  # numbers of a cohort's rows that a CPU works on at once
+EVERYTHING = slice(None)
 
 
 def room(device: torch.device) -> int | None:
@@ -99,36 +101,42 @@ class Rows:
         if not len(who):
             return
         self._reserve(len(who))
-        old = self[who]
-        slot = self.slot[who]
-        new = slot < 0
-        slot = torch.where(new, self.used + torch.cumsum(new, 0) - 1, slot)
+        known = self.slot[who]
+        new = known < 0
+        slot = torch.where(new, self.used + torch.cumsum(new, 0) - 1, known)
         self.slot[who] = slot
         self.used = self.used + new.sum()
-        self.total += self.p[who] @ (values.to(torch.float64) - old)
-        self._write(slot, values)
+        # on a CPU by pieces that its cache holds: what lies between is float64 and as large as the cohort
+        size = self.data.shape[1]
+        width = max(1, PIECE // len(who)) if self.total.device.type == "cpu" else max(1, size)
+        p, zero = self.p[who], torch.zeros((), dtype=self.data.dtype, device=self.total.device)
+        for first in range(0, size, width):
+            piece = slice(first, first + width)
+            old = torch.where(new[:, None], zero, self._read(known.clamp(min=0), piece))
+            self.total[piece] += p @ (values[:, piece].to(torch.float64) - old)
+            self._write(slot, values[:, piece], piece)
 
-    def _read(self, slot: Tensor) -> Tensor:
-        """Stored rows [k, P], on the training device."""
+    def _read(self, slot: Tensor, piece: slice = EVERYTHING) -> Tensor:
+        """A piece of stored rows [k, ...], on the training device."""
         import torch
 
+        data = self.data[:, piece]
         if not self.host:
-            return self.data[slot]
-        stage = torch.index_select(self.data, 0, slot.cpu(), out=self._stage(len(slot)))
+            return data.index_select(0, slot)
+        stage = torch.index_select(data, 0, slot.cpu(), out=self._stage(len(slot), data.shape[1]))
         return stage.to(self.total.device, non_blocking=True)
 
-    def _write(self, slot: Tensor, values: Tensor) -> None:
-        """Overwrites stored rows [k, P]."""
+    def _write(self, slot: Tensor, values: Tensor, piece: slice = EVERYTHING) -> None:
+        """Overwrites a piece of stored rows [k, ...]."""
         if self.host:
-            slot, values = slot.cpu(), self._stage(len(slot)).copy_(values)
-        self.data[slot] = values
+            slot, values = slot.cpu(), self._stage(*values.shape).copy_(values)
+        self.data[:, piece][slot] = values
 
-    def _stage(self, k: int) -> Tensor:
-        """Host memory [k, P] that a GPU copies from and to at full speed; the table itself need not be pinned."""
+    def _stage(self, k: int, width: int) -> Tensor:
+        """Host memory [k, width] that a GPU copies from and to at full speed; the table itself need not be pinned."""
         import torch
 
-        shape = (k, self.data.shape[1])
-        return torch.empty(shape, dtype=self.data.dtype, pin_memory=self.total.device.type == "cuda")
+        return torch.empty((k, width), dtype=self.data.dtype, pin_memory=self.total.device.type == "cuda")
 
     def _reserve(self, k: int) -> None:
         """Room for k more rows. Grows by half; asks the device for the true count only when the bound says full."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim import keyed
+from fedsim.data.dataset import is_tokens
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +86,7 @@ class Task:
     criterion: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets [b]) -> losses [b]
     first_of: Callable[[int], Params]  # seed -> parameters
     layout: Layout
-    inputs: Tensor = field(repr=False)  # [N, ...]  pool of examples, uint8 or floating
+    inputs: Tensor = field(repr=False)  # [N, ...]  pool of examples: uint8 pictures, floating, or tokens
     targets: Tensor = field(repr=False)  # [N]
     rows: Tensor = field(repr=False)  # [sum of sizes]  places in the pool, client after client
     first: Tensor = field(repr=False)  # [n]  a client's first place in rows
@@ -134,7 +135,9 @@ class Task:
         return [int(first) for first in self.first.tolist()]
 
     def ready(self, inputs: Tensor) -> Tensor:
-        """Inputs as the model wants them: floating, uint8 scaled to [0, 1], normalised."""
+        """Inputs as the model wants them: floating, uint8 scaled to [0, 1], normalised; tokens as int64."""
+        if is_tokens(inputs):
+            return inputs.long()
         out = inputs if inputs.is_floating_point() else inputs.to(self.dtype) / 255.0
         out = out.to(self.dtype)
         return out if self.mean is None or self.std is None else (out - self.mean) / self.std
@@ -254,7 +257,10 @@ def make_task(
     from fedsim.data.partition import hold_out
 
     dtype = dtype or torch.float32
-    module = models.pure(module).to(device=device, dtype=dtype)
+    module = models.pure(module)
+    if is_tokens(dataset.inputs):
+        models.check_tokens(module, dataset.inputs, dataset.test_inputs)
+    module = module.to(device=device, dtype=dtype)
     named = {name: value.detach() for name, value in models.parameters(module).items()}
     if not named:
         raise ValueError(f"model {type(module).__name__} has no parameters to learn")

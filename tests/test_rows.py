@@ -110,6 +110,21 @@ def test_growth_in_steps_of_every_kind() -> None:
     assert len(rows.data) == 23
 
 
+@pytest.mark.parametrize("host", [False, True])
+def test_written_by_pieces_it_holds_the_same(host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole, _, g), (pieces, _, _) = table(n=20, size=23), table(n=20, size=23)
+    for _ in range(30):
+        who = cohort(20, int(torch.randint(1, 9, (), generator=g)), g)
+        values = torch.randn(len(who), 23, dtype=F64, generator=g)
+        whole[who] = values
+        monkeypatch.setattr(fedsim.rows, "PIECE", 20)  # of two columns and more, the last one smaller
+        pieces.host = host
+        pieces[who] = values
+        monkeypatch.undo()
+    assert torch.equal(pieces.dense(), whole.dense())
+    close(pieces.total, whole.total, 1e-14)
+
+
 def test_reading_gives_copies_and_writing_takes_copies() -> None:
     rows, _, _ = table()
     values, who = torch.ones(2, 4, dtype=F64), torch.tensor([1, 2])

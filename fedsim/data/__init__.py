@@ -22,6 +22,7 @@ from fedsim.data import partition as partitions
 from fedsim.data.cifar import CIFAR10
 from fedsim.data.dataset import Dataset, check
 from fedsim.data.partition import Parts
+from fedsim.data.shakespeare import Shakespeare
 from fedsim.data.synthetic import Clusters, Quadratic
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "FashionMNIST",
     "Parts",
     "Quadratic",
+    "Shakespeare",
     "check",
     "directory",
     "load",
@@ -122,6 +124,7 @@ NAMES: dict[str, type] = {
     "mnist": MNIST,
     "fashion-mnist": FashionMNIST,
     "cifar10": CIFAR10,
+    "shakespeare": Shakespeare,
     "clusters": Clusters,
     "quadratic": Quadratic,
 }

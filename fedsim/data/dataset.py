@@ -21,7 +21,7 @@ class Dataset(NamedTuple):
     """
 
     name: str
-    inputs: Tensor  # [N, ...]  uint8 images, else float32
+    inputs: Tensor  # [N, ...]  uint8 images; other whole numbers are tokens, which stay as they are; else float32
     targets: Tensor  # [N]       int64 classes; zeros where there are none
     test_inputs: Tensor  # [M, ...]
     test_targets: Tensor  # [M]
@@ -57,6 +57,9 @@ def check(dataset: Dataset) -> Dataset:
             need(bool(finite.all()), f"{part} example {bad} of {len(inputs)} holds NaN or infinity")
         else:
             need(not inputs.is_complex() and inputs.dtype != torch.bool, f"{part} inputs cannot be {inputs.dtype}")
+            if is_tokens(inputs):
+                need(int(inputs.min()) >= 0, f"{part} tokens must be 0 or more, got {int(inputs.min())}")
+                need(dataset.mean is None, f"mean and std are for pictures and numbers, and {part} inputs are tokens")
         low, high = int(targets.min()), int(targets.max())
         if dataset.classes:
             need(
@@ -83,6 +86,13 @@ def check(dataset: Dataset) -> Dataset:
             f"its own clients must hold each of the {len(dataset.inputs)} examples once",
         )
     return dataset
+
+
+def is_tokens(inputs: Tensor) -> bool:
+    """Whether inputs are tokens: whole numbers, but for uint8, which are pictures."""
+    import torch
+
+    return not inputs.is_floating_point() and inputs.dtype != torch.uint8
 
 
 def _show(tensor: Tensor) -> str:
