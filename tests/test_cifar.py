@@ -856,8 +856,8 @@ def test_the_runners_mistakes_are_one_line(
 
 
 def test_the_committed_slice(script: ModuleType, cifar10_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FedAU's first rounds on the real images train as they did. To 0.03: in float32 this training is chaotic, and other
-    processors, engines and chunks, which round otherwise, are up to 0.026 apart after three rounds (in float64 0)."""
+    """FedAU's first rounds on the real images train as they did. To 0.03: in float32 this training is chaotic, and what
+    rounds otherwise (processors, engines, chunks) is up to 0.026 apart after three rounds; in float64 it is not."""
     committed = json.loads((BENCHMARKS / "results" / "cifar10_fedau_slice.json").read_text())
     run = committed["runs"][0]
     assert run["strategy"] == "FedAU"
