@@ -226,8 +226,8 @@ def test_they_learn(name: str) -> None:
 def test_memory_follows_those_who_appeared(strategy: Any) -> None:
     """Of ten thousand clients twelve appear: what is remembered are rows of theirs, and nothing else has P columns."""
     n, appearing = 10_000, np.arange(5, 10_000, 900)
-    model, shape, classes = SMALL["resnet18"]
-    inputs, targets = examples("resnet18", 8)
+    model, shape, classes = SMALL["mcmahan-cnn"]
+    inputs, targets = examples("mcmahan-cnn", 8)
     parts: Any = SimpleNamespace(rows=np.arange(n) % 8, first=np.arange(n), size=np.ones(n, int), targets=None, moved=0)
     module = models.build(model, shape, classes)
     made = make_task(Dataset("few", inputs, targets, inputs, targets, classes), parts, module)
