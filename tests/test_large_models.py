@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim import LocalSGD, Loop, Stacked, Work, keyed, make_task, models
+from fedsim import LocalSGD, Loop, Stacked, Work, experiment, keyed, make_task, models, simulate, strategies
 from fedsim.data import Dataset, check
 from fedsim.models.blocks import Attention, Patches
+from fedsim.participation import Schedule
+from fedsim.participation.schedule import Lists
+from fedsim.rows import Rows
 from fedsim.task import Task
 
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 
 # small enough for many tests: what to build, an example's shape, classes
@@ -213,6 +219,30 @@ def test_they_learn(name: str) -> None:
     assert last.item() < 0.75 * first.item()  # the mean over the steps
 
 
+# --- large models, large populations ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [strategies.FedVARP(), strategies.MIFA(), strategies.SCAFFOLD()])
+def test_memory_follows_those_who_appeared(strategy: Any) -> None:
+    """Of ten thousand clients twelve appear: what is remembered are rows of theirs, and nothing else has P columns."""
+    n, appearing = 10_000, np.arange(5, 10_000, 900)
+    model, shape, classes = SMALL["mcmahan-cnn"]
+    inputs, targets = examples("mcmahan-cnn", 8)
+    parts: Any = SimpleNamespace(rows=np.arange(n) % 8, first=np.arange(n), size=np.ones(n, int), targets=None, moved=0)
+    module = models.build(model, shape, classes)
+    made = make_task(Dataset("few", inputs, targets, inputs, targets, classes), parts, module)
+    chosen = Lists(np.arange(7) * 4, np.tile(appearing, 2).astype(np.int32))
+    local = LocalSGD(lr=0.1, steps=1)
+    for step in simulate(made, strategy, Schedule(n, 6, chosen), local, engine=Stacked(2)):
+        last = step
+    tables = [part for part in last.state if isinstance(part, Rows)]
+    assert len(tables) == 1
+    assert tables[0].seen().nonzero()[:, 0].tolist() == appearing.tolist()
+    assert len(appearing) <= len(tables[0].data) <= 1.5 * len(appearing)
+    numbers = sum(part.numel() for part in last.state if isinstance(part, Tensor))
+    assert numbers <= 3 * made.layout.size + n
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -283,3 +313,33 @@ def test_tokens_are_for_models_of_tokens() -> None:
     )
     with pytest.raises(ValueError, match="mean and std are for pictures"):
         check(wrong)
+
+
+@pytest.mark.parametrize(
+    ("file", "model"),
+    [
+        ("resnet18_cifar10.toml", models.ResNet18(groups=2)),
+        ("transformer_shakespeare.toml", models.Transformer(dropout=0.1)),
+    ],
+)
+def test_the_experiments_are_read(file: str, model: Any) -> None:
+    """As they are, and with a setting that is impossible: one line with the file and the key."""
+    path = BENCHMARKS / file
+    assert experiment.load(path).task.model == model
+    key = "width" if file.startswith("resnet") else "heads"
+    with pytest.raises(ValueError, match=rf"^[^\n]*{key}[^\n]*$"):
+        experiment.load(path, [f"task.model.{key}=5"])
+
+
+def test_the_benchmark_measures() -> None:
+    """Its cases at a small size; Linux says how much memory there was."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs Linux's /proc")
+    spec = importlib.util.spec_from_file_location("large_models", BENCHMARKS / "large_models.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    found = benchmark.large("MIFA", 50, "logistic")
+    assert (found["rounds"], found["parameters"]) == (10, 30_730)
+    assert 0 <= found["rounds_mb"] < 500
