@@ -39,7 +39,7 @@ from fedsim.engine import Stacked, choose
 from fedsim.local import LocalSGD
 from fedsim.lockstep import Together, advance
 from fedsim.participation import Schedule, Uniform
-from fedsim.simulation import Step, rounds, simulate
+from fedsim.simulation import Step, rounds
 from fedsim.strategies import MIFA, SCAFFOLD, FedAdam, FedAU, FedAvg, FedProx, FedStale, FedVARP
 from fedsim.strategy import Strategy
 from fedsim.task import Task, make_task, regroup
@@ -72,32 +72,43 @@ def worlds(model: str, k: int, seeds: int, length: int, device: str) -> list[Wor
     return found
 
 
-def beside(world: list[World], chunk: int) -> Iterator[list[Step]]:
-    """Rounds of all runs in lockstep."""
+def beside(world: list[World], chunk: int, keep: bool = False) -> Iterator[list[Step]]:
+    """Rounds of all runs in lockstep; `keep`: and what they were."""
     runs = {
         (i, seed): rounds(task, strategy, schedule, LOCAL, seed=seed)
         for task, schedule, seed in world
         for i, strategy in enumerate(STRATEGIES)
     }
     together = Together([task for task, _, _ in world])
-    while turns := advance(runs, Stacked(chunk), together):
-        yield [turn.step for turn in turns.values() if isinstance(turn.step, Step)]
+    while True:
+        found = []
+        for _, turn in advance(runs, Stacked(chunk), together):
+            assert isinstance(turn.step, Step)
+            if keep:
+                found.append(turn.step)
+            del turn
+        yield found
 
 
-def alone(world: list[World], chunk: int) -> Iterator[list[Step]]:
-    """Rounds of all runs, one after the other."""
+def alone(world: list[World], chunk: int, keep: bool = False) -> Iterator[list[Step]]:
+    """Rounds of all runs, one after the other; `keep`: and what they were."""
     runs = [
-        simulate(task, strategy, schedule, LOCAL, seed=seed, engine=Stacked(chunk))
-        for task, schedule, seed in world
-        for strategy in STRATEGIES
+        rounds(task, strategy, schedule, LOCAL, seed=seed) for task, schedule, seed in world for strategy in STRATEGIES
     ]
-    for steps in zip(*runs, strict=True):
-        yield list(steps)
+    while True:
+        found = []
+        for run in runs:
+            for _, turn in advance({0: run}, Stacked(chunk)):
+                assert isinstance(turn.step, Step)
+                if keep:
+                    found.append(turn.step)
+                del turn
+        yield found
 
 
 def same(world: list[World], chunk: int) -> None:
     """Raises AssertionError unless two rounds of both give the same bits."""
-    for _, one, other in zip(range(2), beside(world, chunk), alone(world, chunk), strict=False):
+    for _, one, other in zip(range(2), beside(world, chunk, keep=True), alone(world, chunk, keep=True), strict=False):
         for a, b in zip(one, other, strict=True):
             assert a.model.equal(b.model)
             assert a.round.delta.equal(b.round.delta)

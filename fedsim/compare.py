@@ -112,24 +112,28 @@ def _play(wave: Sequence[Run], engine: Engine, experiment: Experiment) -> Iterat
     for run in wave:
         yield from _heard(run, None)
     while live:
-        if len(wave) == 1 and wave[0].owns_its_loop:
-            turns = {0: _own_turn(wave[0])}
+        runs = {i: run.turns for i, run in live.items()}
+        turns: Iterator[tuple[int, Turn]]
+        if wave[0].owns_its_loop:
+            turns = ((i, _own_turn(run)) for i, run in runs.items())
         else:
-            turns = advance({i: run.turns for i, run in live.items()}, engine, together, experiment.run.bytes)
-        for i, turn in turns.items():
+            turns = advance(runs, engine, together, experiment.run.bytes)
+        for i, turn in turns:
+            over = isinstance(turn.step, Exception) or turn.step.t + 1 == experiment.run.rounds
             yield from _heard(live[i], turn)
-            if isinstance(turn.step, Exception) or turn.step.t + 1 == experiment.run.rounds:
+            del turn
+            if over:
                 del live[i]
 
 
-def _own_turn(run: Run) -> Turn:
+def _own_turn(steps: Iterator[Any]) -> Turn:
     """The next round of a strategy that owns its loop, which calls the engine itself."""
     import torch
 
     clock = time.perf_counter()
     step: Any
     try:
-        step = next(run.turns)
+        step = next(steps)
     except (ValueError, torch.OutOfMemoryError) as error:
         step = error
     return Turn(step, time.perf_counter() - clock, 0.0)

@@ -1,8 +1,9 @@
 """Many runs as one program: they advance round by round together, and one engine call trains the cohorts of all.
 
     runs = {name: rounds(task, strategy, schedule, local, seed=seed), ...}
-    while turns := advance(runs, Stacked(16)):
-        ...                                     # a Turn for each run that is not over
+    for _ in range(len(schedule)):
+        for name, turn in advance(runs, Stacked(16)):  # a Turn for each run that is not over
+            ...
 
 A client's numbers depend on its key, the chunk and nothing else, so every run is bit for bit what it is alone with an
 engine of the same chunk.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from fedsim.engine.plan import Answer, Engine, Job, counts, width
@@ -55,53 +56,62 @@ class Together:
 
 def advance(
     runs: Mapping[K, Turns], engine: Engine, together: Callable[[Job], Job] = lambda job: job, memory: int = 2**30
-) -> dict[K, Turn]:
-    """Plays the next round of every run that is not over. An engine other than `Stacked` trains one cohort after the
-    other. At most about `memory` bytes of clients' moves are held at a time (or those of one cohort); on a CPU no more
-    than its caches, since new memory for many costs more than training them together gains."""
-    turns: dict[K, Turn] = {}
-    waiting: dict[K, tuple[Job, float]] = {}
+) -> Iterator[tuple[K, Turn]]:
+    """Plays the next round of every run that is not over, and gives each run's turn as soon as it is played, in their
+    order. An engine other than `Stacked` trains one cohort after the other.
+
+    At most about `memory` bytes of clients' moves are held at a time (or those of one cohort); on a CPU no more than
+    its caches, since new memory for many costs more than training them together gains. So a turn is to be let go of
+    before the next is asked for.
+    """
+    waiting: list[tuple[K, Job | Turn, float]] = []  # those over already wait for those before them
     held = 0
     for name, run in runs.items():
         clock = time.perf_counter()
+        said: Job | Step | Exception | None
         try:
             said = next(run, None)
         except ValueError as error:
-            turns[name] = Turn(error, 0.0, time.perf_counter() - clock)
-            continue
+            said = error
         spent = time.perf_counter() - clock
         if said is None:
             continue
-        if not isinstance(said, Job):  # nobody was there
-            turns[name] = Turn(said, 0.0, spent)
+        if not isinstance(said, Job):  # nobody was there, or it is over
+            waiting.append((name, Turn(said, 0.0, spent), spent))
             continue
         needs = 2 * said.work.start.numel() * said.work.start.element_size()
         most = min(memory, CACHE) if said.task.device.type == "cpu" else memory
-        if waiting and held + needs > most:
-            turns |= _train(runs, waiting, engine, together)
-            waiting, held = {}, 0
-        waiting[name] = (said, spent)
+        if held and held + needs > most:
+            yield from _train(runs, waiting, engine, together)
+            waiting, held = [], 0
+        waiting.append((name, said, spent))
         held += needs
-    turns |= _train(runs, waiting, engine, together)
-    return {name: turns[name] for name in runs if name in turns}
+    yield from _train(runs, waiting, engine, together)
 
 
 def _train(
-    runs: Mapping[K, Turns], waiting: Mapping[K, tuple[Job, float]], engine: Engine, together: Callable[[Job], Job]
-) -> dict[K, Turn]:
+    runs: Mapping[K, Turns], waiting: list[tuple[K, Job | Turn, float]], engine: Engine, together: Callable[[Job], Job]
+) -> Iterator[tuple[K, Turn]]:
     """Has the cohorts trained, and hands every run its answer."""
-    turns = {}
-    found = answers([job for job, _ in waiting.values()], engine, together)
-    for (name, (_, before)), (answer, training) in zip(waiting.items(), found, strict=True):
+    found = answers([job for _, job, _ in waiting if isinstance(job, Job)], engine, together)
+    found.reverse()
+    for name, job, before in waiting:
+        if isinstance(job, Turn):
+            yield name, job
+            continue
+        answer, training = found.pop()
         clock = time.perf_counter()
         said: Step | Job | Exception
         try:
             said = answer if isinstance(answer, Exception) else runs[name].send(answer)
         except ValueError as error:
             said = error
+        del answer
         assert not isinstance(said, Job)  # a round asks once
-        turns[name] = Turn(said, training, before + time.perf_counter() - clock)
-    return turns
+        turn = Turn(said, training, before + time.perf_counter() - clock)
+        del said
+        yield name, turn
+        del turn
 
 
 def answers(

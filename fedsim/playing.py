@@ -103,6 +103,7 @@ def tell(
     spent = {"training": 0.0, "aggregation": 0.0, "evaluation": 0.0}
     trainings, up, down, done, k = 0, 0, 0, 0, 0
     step: Any = None
+    losses: Any = None  # of the last round
     history: dict[int, dict[str, float]] = {}
     book: Book | None = None
     if experiment.run.ledger and strategy is not None and strategy.linear:
@@ -114,7 +115,7 @@ def tell(
                 metrics, figures = evaluate(experiment, world, entry, model, book)
                 if done:
                     if k:
-                        metrics["local_loss"] = float(step.round.loss.double().mean())
+                        metrics["local_loss"] = float(losses.double().mean())
                     metrics |= {"present": float(k), "bytes_up": up / 8, "bytes_down": down / 8}
                     metrics |= getattr(step, "metrics", {})
                 history[done] = metrics
@@ -138,6 +139,9 @@ def tell(
             trainings, up, down = trainings + k, up + step.traffic.up, down + step.traffic.down
             if book is not None:
                 book.enter(step.round)
+            losses = step.round.loss
+            step = step._replace(round=None)  # clients' moves are let go of: many runs may wait for each other
+            del turn
         clock = time.perf_counter()
         left = error(world, entry, strategy, step, history[rounds], book) if experiment.run.optimum else None
         spent["evaluation"] += time.perf_counter() - clock

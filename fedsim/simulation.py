@@ -115,7 +115,9 @@ def rounds(
         state, round = yield from turn(task, strategy, local, schedule[now], state, now, seed)
         model = strategy.model(state)
         sound(model, round)
-        yield Step(now, state, round, model, strategy.traffic(state, round))
+        step = [Step(now, state, round, model, strategy.traffic(state, round))]
+        del round, model  # many runs may wait for each other, and clients' moves are large: nothing is held meanwhile
+        yield step.pop()
 
 
 def play(

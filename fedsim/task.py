@@ -130,6 +130,11 @@ class Task:
         return [int(size) for size in self.size.tolist()]
 
     @functools.cached_property
+    def largest(self) -> int:
+        """The most examples that a client has."""
+        return max(self.sizes)
+
+    @functools.cached_property
     def firsts(self) -> list[int]:
         """Where each client's rows begin, on the host."""
         return [int(first) for first in self.first.tolist()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -190,7 +191,8 @@ def world(seed: int, like: Task | None = None) -> tuple[Task, Schedule]:
 def raced(runs: Mapping[str, Any], engine: Any, *tasks: Task, **settings: Any) -> dict[str, list[Turn]]:
     """All turns of all runs."""
     found: dict[str, list[Turn]] = {name: [] for name in runs}
-    while turns := advance(runs, engine, Together(tasks), **settings):
+    together = Together(tasks)
+    while turns := dict(advance(runs, engine, together, **settings)):
         for name, turn in turns.items():
             found[name].append(turn)
     return found
@@ -229,7 +231,7 @@ def test_clients_of_other_seeds_are_found_on_the_joint_task() -> None:
         2: rounds(second, FedAvg(), other, LOCAL, seed=2),
     }
     together = Together([first, second])
-    turns = advance(runs, Stacked(3), together)
+    turns = dict(advance(runs, Stacked(3), together))
     for seed, task, presence in ((1, first, schedule), (2, second, other)):
         step = next(simulate(task, FedAvg(), presence, LOCAL, seed=seed, engine=Stacked(3)))
         found = turns[seed].step
@@ -266,6 +268,24 @@ def test_a_batch_of_everything_keeps_its_own_width() -> None:
         job = next(rounds(task, FedAvg(), schedule, local, seed=1))
         assert isinstance(job, Job)
         assert (together(job).task is not task) == joined
+
+
+@pytest.mark.parametrize("memory", [1, 2**30])
+def test_moves_are_let_go_of_run_after_run(memory: int) -> None:
+    """Whoever takes a turn and drops it leaves no client's moves behind but those of the cohorts trained with it."""
+    task, schedule = world(1)
+    runs = {i: rounds(task, FedAvg(), schedule, LOCAL, seed=1) for i in range(5)}
+    seen: list[weakref.ref[Any]] = []
+    alive = []
+    for _ in range(3):
+        for _, turn in advance(runs, Stacked(2), Together([task]), memory):
+            assert isinstance(turn.step, Step)
+            seen.append(weakref.ref(turn.step.round.delta))
+            alive.append(sum(one() is not None for one in seen))
+            del turn
+    assert len(alive) == 15
+    assert max(alive) == 1 if memory == 1 else max(alive) <= 5
+    assert sum(one() is not None for one in seen) == 0
 
 
 def test_where_memory_does_not_suffice_for_all_they_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +332,7 @@ def test_the_engines_time_is_shared_by_steps(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Stacked, "together", slow)
     long = dataclasses.replace(LOCAL, steps=8)
     runs = {"short": rounds(task, FedAvg(), schedule, LOCAL, seed=1), "long": rounds(task, FedAvg(), schedule, long)}
-    turns = advance(runs, Stacked(2), Together([task]))
+    turns = dict(advance(runs, Stacked(2), Together([task])))
     assert turns["long"].training == pytest.approx(4 * turns["short"].training)
     assert turns["long"].training + turns["short"].training > 0.2
     assert turns["short"].own < 0.2

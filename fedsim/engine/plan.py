@@ -84,7 +84,7 @@ def minibatches(
 
 def width(task: Task, local: LocalSGD) -> int:
     """Examples in a padded minibatch: the same in every round, whoever is present."""
-    return max(task.sizes) if local.batch is None else min(local.batch, max(task.sizes))
+    return task.largest if local.batch is None else min(local.batch, task.largest)
 
 
 def refuse(work: Work, local: LocalSGD) -> None:

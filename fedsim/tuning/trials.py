@@ -225,11 +225,11 @@ def _advance(
         for begin in range(0, len(names), most):
             wave = {name: runs[name] for name in names[begin : begin + most]}
             if owns_its_loop(grid.points[0].entry):
-                steps = {name: _own(run) for name, run in wave.items()}
+                steps = ((name, _own(run)) for name, run in wave.items())
             else:
                 turns = advance(wave, engine, together, experiment.run.bytes)
-                steps = {name: turn.step for name, turn in turns.items()}
-            for (trial, place), step in steps.items():
+                steps = ((name, turn.step) for name, turn in turns)
+            for (trial, place), step in steps:
                 trial.hear(place, round, step)
                 yield Played(grid.label, trial.index, courts[place].world.seed, round)
         for trial in trials if round in looks else ():
