@@ -73,7 +73,7 @@ class Trainer:
         else:
             for x, y in zip(inputs, targets, strict=True):
                 self.optimiser.zero_grad()
-                cross_entropy(self.module(x), y).backward()  # type: ignore[no-untyped-call]
+                cross_entropy(self.module(x), y).backward()
                 self.optimiser.step()
         return self.data
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -73,12 +74,12 @@ def measure(
     `rounds` replaces the number that each workload times; `brief` tries one memory setting and no more threads than
     one. A rival that cannot be installed or fails has an entry with the reason.
     """
-    pythons: dict[str, str] = {}
+    pythons: dict[str, list[str]] = {}
     broken: dict[str, str] = {}
     for rival in contenders:
         if any(workload.gossip in rival.gossip for workload in workloads):
             try:
-                pythons[rival.name] = rivals.environment(rival, envs, say)
+                pythons[rival.name] = rivals.environments(rival, envs, say)
             except RuntimeError as error:
                 broken[rival.name] = str(error)
     found: list[Entry] = []
@@ -118,24 +119,26 @@ class Race:
         for case in self.ours:
             case.player.close()
 
-    def cases(self, rival: Rival, python: str) -> list[Begun]:
+    def cases(self, rival: Rival, pythons: Sequence[str]) -> list[Begun]:
         """A contender in all its settings, ready to be started."""
         memories = {"": rivals.memories()[""]} if self.brief else rivals.memories()
         settings = rival.settings(rivals.cores())
-        if self.brief:
-            settings = settings[:1]
-        return [
-            (rival, rivals.label(setting, name),
-             lambda setting=setting, memory=memory: rivals.start(rival, python, self.folder, setting, memory))  # type: ignore[misc]
-            for setting in settings
-            for name, memory in memories.items()
-        ]  # fmt: skip
 
-    def against(self, rival: Rival, python: str) -> Entry:
+        def begin(setting: rivals.Setting, memory: dict[str, str]) -> Player:
+            python = pythons[setting.get("environment", 0)]
+            return rivals.start(rival, python, self.folder, setting, memory)
+
+        return [
+            (rival, rivals.label(rival, setting, name), partial(begin, setting, memory))
+            for setting in (settings[:1] if self.brief else settings)
+            for name, memory in memories.items()
+        ]
+
+    def against(self, rival: Rival, pythons: Sequence[str]) -> Entry:
         """One entry: the rival's best setting beside our best, and all settings of both."""
         results: dict[str, Entry] = {}
         failed: dict[str, str] = {}
-        todo = self.cases(rival, python)
+        todo = self.cases(rival, pythons)
         heats = [todo[i : i + 1] for i in range(len(todo))] if rival.alone else [todo]
         loads = [os.getloadavg()[0]]
         for heat in heats:
@@ -167,7 +170,7 @@ class Race:
         fresh = not self.ours
         if fresh:
             self.ours = [
-                Case(rival, setting, begin()) for rival, setting, begin in self.cases(rivals.OURS, sys.executable)
+                Case(rival, setting, begin()) for rival, setting, begin in self.cases(rivals.OURS, [sys.executable])
             ]
         players: list[Case] = []
         try:
@@ -194,10 +197,8 @@ class Race:
         warm: dict[str, list[Entry]] = {_key(case): [] for case in everybody}
         timed: dict[str, list[Entry]] = {_key(case): [] for case in everybody}
         for t in range(workload.warm + self.rounds):
-            if t < workload.warm and not fresh:
-                turn = players if t else everybody  # ours are warm: one round, to be awake
-            else:
-                turn = everybody
+            # ours are warm after the first rival: one round more, to be awake
+            turn = players if 0 < t < workload.warm and not fresh else everybody
             shift = t % len(turn)
             for case in turn[shift:] + turn[:shift]:
                 if case.setting in failed and case in players:

@@ -51,7 +51,7 @@ class Rival:
     title: str
     driver: str
     settings: Callable[[int], list[Setting]]  # of so many cores; "threads" is what a process may use of them
-    needs: tuple[str, ...] = ()  # packages in the versions tested; none: runs in our own environment
+    needs: tuple[tuple[str, ...], ...] = ()  # packages in the versions tested, of each environment; none: it is ours
     torch: bool = True
     gossip: tuple[bool, ...] = (False,)
     alone: bool = False  # a setting at a time: it is heavy
@@ -63,6 +63,12 @@ class Rival:
         return not self.needs
 
 
+def fedjax_settings(n: int) -> list[Setting]:
+    """Old JAX is the faster one on small models, new JAX on large ones, where `pmap` runs no more."""
+    both: list[Setting] = [{"backend": "jit", "environment": i} for i in (0, 1)]
+    return [*both, *([{"backend": "pmap", "devices": n, "environment": 0}] if n > 1 else [])]
+
+
 RIVALS = {
     each.name: each
     for each in (
@@ -71,30 +77,32 @@ RIVALS = {
             settings=lambda n: [*many("threads", n), *([{"processes": n}] if n > 1 else [])],
         ),
         Rival(
-            "flower", "Flower (Ray)", "with_flower.py", needs=("flwr[simulation]==1.41.0", "ray==2.55.1"), alone=True,
-            settings=lambda n: many("actors", n),
+            "flower", "Flower (Ray)", "with_flower.py", settings=lambda n: many("actors", n), alone=True,
+            needs=(("flwr[simulation]==1.41.0", "ray==2.55.1"),),
         ),
         Rival(
-            "pfl", "pfl-research", "with_pfl.py", needs=("pfl==0.6.0",),
+            "pfl", "pfl-research", "with_pfl.py", needs=(("pfl==0.6.0",),),
             settings=lambda n: [*many("threads", n), *([{"processes": n}] if n > 1 else [])],
         ),
         Rival(
-            "fedlab", "FedLab", "with_fedlab.py", needs=("fedlab==1.3.0",),
-            settings=lambda n: many("threads", n),
+            "fedlab", "FedLab", "with_fedlab.py", needs=(("fedlab==1.3.0",),), settings=lambda n: many("threads", n),
         ),
         Rival(
-            "fedjax", "FedJAX", "with_fedjax.py", needs=("fedjax==0.0.17", "jax==0.10.2", "jaxlib==0.10.2"), torch=False,
-            settings=lambda n: [{"backend": "jit", "threads": n}, *([{"backend": "pmap", "devices": n}] if n > 1 else [])],
+            "fedjax", "FedJAX", "with_fedjax.py", torch=False, settings=fedjax_settings,
+            needs=(
+                ("fedjax==0.0.17", "jax==0.4.25", "jaxlib==0.4.25", "numpy<2", "scipy<1.13", "dm-haiku<0.0.14"),
+                ("fedjax==0.0.17", "jax==0.10.2", "jaxlib==0.10.2"),
+            ),
         ),
         Rival(
-            "gossipy", "gossipy", "with_gossipy.py", needs=("gossipy-dfl==0.0.1",), gossip=(True,),
+            "gossipy", "gossipy", "with_gossipy.py", needs=(("gossipy-dfl==0.0.1",),), gossip=(True,),
             settings=lambda n: many("threads", n),
-            differs="plain push: a node sends to one random neighbour instead of four, averages half and half with what "
-            "it gets, and trains for every model received (once a round on average)",
+            differs="plain push: a node sends to one random neighbour instead of four, averages half and half with "
+            "what it gets, and trains for every model received (once a round on average)",
         ),
     )
 }  # fmt: skip
-OURS = Rival("fedsim", "fedsim", "with_fedsim.py", settings=lambda n: [{}], gossip=(False, True))
+OURS = Rival("fedsim", "fedsim", "with_fedsim.py", settings=lambda n: many("threads", n), gossip=(False, True))
 
 
 def chosen(names: Sequence[str]) -> list[Rival]:
@@ -105,12 +113,16 @@ def chosen(names: Sequence[str]) -> list[Rival]:
     return [rival for name, rival in RIVALS.items() if name in names]
 
 
-def label(setting: Setting, memory: str = "") -> str:
+def label(rival: Rival, setting: Setting, memory: str = "") -> str:
     """A setting in words."""
     words = []
     for what, value in setting.items():
-        count = f"{value} {what if value != 1 else what.removesuffix('s')}"
-        words.append(count if isinstance(value, int) else str(value))
+        if what == "environment":  # known by the package in which it differs
+            words.append(rival.needs[value][1])
+        else:
+            words.append(
+                f"{value} {what if value != 1 else what.removesuffix('s')}" if isinstance(value, int) else value
+            )
     return ", ".join([*words, *([memory] if memory else [])]) or "as it comes"
 
 
@@ -136,31 +148,34 @@ def start(rival: Rival, python: str, world: Path, setting: Setting, memory: dict
 # Environments ---------------------------------------------------------------------------------------------------------
 
 
-def requirements(rival: Rival) -> list[str]:
+def requirements(rival: Rival, which: int = 0) -> list[str]:
     """What is installed for a rival: its packages, and PyTorch in our own version."""
     own = importlib.metadata.version("torch").partition("+")[0]
-    return [*([f"torch=={own}"] if rival.torch else []), "numpy", *rival.needs]
+    needs = rival.needs[which]
+    numpy = [] if any(one.startswith("numpy") for one in needs) else ["numpy"]
+    return [*([f"torch=={own}"] if rival.torch else []), *numpy, *needs]
 
 
-def environment(rival: Rival, folder: Path, say: Callable[[str], None]) -> str:
-    """The Python of the rival's environment under `folder`, made if it is not there or was made for something else.
-
-    Raises RuntimeError with what pip said last if it cannot be made.
-    """
+def environments(rival: Rival, folder: Path, say: Callable[[str], None]) -> list[str]:
+    """The Pythons of the rival's environments under `folder`, each made if it is not there or was made for something
+    else. Raises RuntimeError with what pip said last if one cannot be made."""
     if rival.ours:
-        return sys.executable
-    place = folder / rival.name
+        return [sys.executable]
+    return [_environment(rival, which, folder, say) for which in range(len(rival.needs))]
+
+
+def _environment(rival: Rival, which: int, folder: Path, say: Callable[[str], None]) -> str:
+    place = folder / (f"{rival.name}-{which}" if which else rival.name)
     python, marker = place / "bin" / "python", place / "fedsim-bench.txt"
-    needed = requirements(rival)
+    needed = requirements(rival, which)
     stamp = hashlib.sha256("\n".join([*needed, sys.version]).encode()).hexdigest()
     if marker.exists() and marker.read_text() == stamp:
         return str(python)
-    say(f"making an environment for {rival.title}: {', '.join(rival.needs)}")
+    say(f"making an environment for {rival.title}: {', '.join(rival.needs[which])}")
     pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    torch = [one for one in needed if one.startswith("torch")]
     _run([sys.executable, "-m", "venv", "--clear", str(place)])
-    if torch:  # first: a range that it satisfies then installs no other
-        _run([*pip, *torch, "numpy"])
+    if rival.torch:  # first: a range that it satisfies then installs no other
+        _run([*pip, *needed[:2]])
     _run([*pip, *needed])
     marker.write_text(stamp)
     return str(python)

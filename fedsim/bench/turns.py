@@ -50,6 +50,7 @@ class Player:
         except queue.Empty:
             raise Gone(f"no answer in {self.patience:g} s") from None
         if line is None:
+            self._said.put(None)  # it stays gone
             code = self._process.wait()
             self._log.seek(0)
             said = [text.strip() for text in self._log.read().splitlines() if text.strip()] or ["it said nothing"]

@@ -73,6 +73,8 @@ def accuracy(workload: Workload, dataset: Dataset, model: Any) -> float:
 
     made = torch_module(workload.model)
     torch.nn.utils.vector_to_parameters(torch.from_numpy(np.asarray(model, np.float32)), made.parameters())
+    assert isinstance(dataset.mean, float)
+    assert isinstance(dataset.std, float)
     inputs = (dataset.test_inputs.float() / 255 - dataset.mean) / dataset.std
     with torch.no_grad():
         hits = [

@@ -1,4 +1,4 @@
-"""The process of a contender: reads its workload from files and plays a round when a line on its standard input says so.
+"""The process of a contender: reads its workload from files and plays a round when a line of standard input says so.
 
     python child.py with_pfl.py WORLD SETTING     (a folder that fedsim.bench.world wrote; JSON)
 

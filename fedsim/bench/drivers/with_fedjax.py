@@ -1,6 +1,6 @@
 """FedJAX: federated averaging, clients one after the other as one compiled program ("jit") or spread over as many
-devices of the host as there are cores ("pmap"). Its last release calls three functions that JAX has removed since;
-`stand_in` puts back what they did, after JAX's own notes on moving away from them."""
+devices of the host as there are cores ("pmap"). Its last release calls `jax.tree_map`, which JAX has removed since: the
+same function stands in under that name. `pmap` runs with the JAX of its time only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def drive(world: World, turns: Turns) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    stand_in()
+    if not hasattr(jax, "tree_map"):
+        jax.__dict__["tree_map"] = jax.tree_util.tree_map
     import fedjax
 
     work = world.workload
@@ -30,11 +31,9 @@ def drive(world: World, turns: Turns) -> None:
 
     algorithm = fedjax.algorithms.fed_avg.federated_averaging(
         jax.grad(loss), fedjax.optimizers.sgd(work["lr"]), fedjax.optimizers.sgd(1.0),
-        fedjax.ShuffleRepeatBatchHParams(batch_size=work["batch"], num_steps=work["steps"], seed=1),
+        fedjax.ShuffleRepeatBatchHParams(batch_size=work["batch"], num_epochs=None, num_steps=work["steps"]),
     )  # fmt: skip
-    data = [
-        fedjax.ClientDataset({"x": inputs[rows], "y": world.targets[rows].astype(np.int32)}) for rows in world.rows
-    ]
+    data = [fedjax.ClientDataset({"x": inputs[rows], "y": world.targets[rows].astype(np.int32)}) for rows in world.rows]
     state = algorithm.init(first)
 
     def model() -> Array:
@@ -48,27 +47,6 @@ def drive(world: World, turns: Turns) -> None:
         clients = [(str(i).encode(), data[i], key) for i, key in zip(cohort, keys, strict=True)]
         state, _ = algorithm.apply(state, clients)
         jax.block_until_ready(state.params)
-
-
-def stand_in() -> None:
-    """jax.tree_map, jax.device_put_replicated and jax.device_put_sharded."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    def over(devices: Any) -> Any:
-        return NamedSharding(Mesh(np.array(devices), ("device",)), PartitionSpec("device"))
-
-    def replicated(value: Any, devices: Any) -> Any:
-        return jax.tree_util.tree_map(lambda x: jax.device_put(jnp.stack([x] * len(devices)), over(devices)), value)
-
-    def sharded(values: Any, devices: Any) -> Any:
-        return jax.tree_util.tree_map(lambda *x: jax.device_put(np.stack(x), over(devices)), *values)
-
-    jax.__dict__.update(
-        tree_map=jax.tree_util.tree_map, device_put_replicated=replicated, device_put_sharded=sharded
-    )
 
 
 def params_of(world: World) -> list[Any]:

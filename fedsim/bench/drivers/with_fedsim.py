@@ -65,7 +65,8 @@ def drive(world: World, turns: Turns) -> None:
     turns.versions("torch", "numpy")
     turns.notes["versions"]["fedsim"] = fedsim.__version__
     turns.notes["threads"] = torch.get_num_threads()
-    playing, last = steps(world, turns.notes), []
+    playing = steps(world, turns.notes)
+    last: list[Any] = []
 
     def model() -> Any:
         return last[0].model.reshape(-1, len(world.first)).mean(0).numpy()

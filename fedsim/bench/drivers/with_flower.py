@@ -44,7 +44,7 @@ def run(world: World, turns: Turns) -> None:
     module = world.module()
     now: list[Any] = [ArrayRecord(module.state_dict())]
 
-    class Strategy(FedAvg):  # type: ignore[misc]
+    class Strategy(FedAvg):
         """Flower's, in turns."""
 
         def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
@@ -60,14 +60,14 @@ def run(world: World, turns: Turns) -> None:
     server, client = ServerApp(), ClientApp()
     client.train()(train)
 
-    @server.main()  # type: ignore[untyped-decorator]
+    @server.main()
     def main(grid: Any, context: Any) -> None:
         strategy = Strategy(fraction_train=world.workload["present"] / n, fraction_evaluate=0.0)
         strategy.start(grid=grid, initial_arrays=now[0], num_rounds=len(world.cohorts), timeout=600)
 
     turns.model = model
     turns.versions("flwr", "ray", "torch", "numpy")
-    backend = {
+    backend: Any = {
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         "init_args": {"num_cpus": actors, "num_gpus": 0, "include_dashboard": False, "log_to_driver": False},
     }
