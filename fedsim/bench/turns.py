@@ -75,9 +75,10 @@ class Player:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._reader.join()
+        self._reader.join(timeout=5)
         assert self._process.stdout is not None
-        self._process.stdout.close()
+        if not self._reader.is_alive():  # else something has left the group and holds on to it
+            self._process.stdout.close()
         self._log.close()
 
 
