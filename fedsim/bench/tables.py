@@ -58,10 +58,11 @@ def table(entries: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The table for a terminal, with its notes."""
+    """The table for a terminal, without memory and accuracy, and its notes."""
     from fedsim.report.table import text
 
     made = table(entries)
+    made = made._replace(columns=made.columns[:7])
     grid = [[column.heading for column in made.columns]]
     grid += [[text(column, row) for column in made.columns] for row in made.rows]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
