@@ -11,6 +11,7 @@ import sys
 import typer
 
 from fedsim.cli import (  # in the order of `fedsim --help`
+    bench,
     listing,
     new,
     participation,
@@ -22,7 +23,7 @@ from fedsim.cli import (  # in the order of `fedsim --help`
 )  # fmt: skip
 from fedsim.cli.base import app
 
-__all__ = ["app", "listing", "main", "new", "participation", "report", "run", "sweep", "topology", "tune"]
+__all__ = ["app", "bench", "listing", "main", "new", "participation", "report", "run", "sweep", "topology", "tune"]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,87 @@
+"""Apple's pfl-research: its simulated backend and its loop. With several processes, ranks of its own distributed mode,
+each with its share of the cohort."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsim.bench.drivers.child import Turns, World
+
+
+def drive(world: World, turns: Turns) -> None:
+    """pfl owns the loop: it takes turns in its hook after a round."""
+    rank, processes = 0, int(world.setting.get("processes", 1))
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = f"127.0.0.1:{free.getsockname()[1]}"
+        for other in range(1, processes):  # before torch is there: nothing in it survives a fork badly
+            if os.fork() == 0:
+                rank = other
+                break
+        os.environ |= {
+            "PFL_WORKER_RANK": str(rank), "PFL_WORKER_ADDRESSES": ",".join([place] * processes),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }  # fmt: skip
+    import numpy as np
+    import torch
+    from pfl.aggregate.simulate import SimulatedBackend
+    from pfl.algorithm.base import NNAlgorithmParams
+    from pfl.algorithm.federated_averaging import FederatedAveraging
+    from pfl.callback.base import TrainingProcessCallback
+    from pfl.data.federated_dataset import FederatedDataset
+    from pfl.data.pytorch import PyTorchTensorDataset
+    from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
+    from pfl.metrics import Metrics, Weighted
+    from pfl.model.pytorch import PyTorchModel
+
+    torch.set_num_threads(int(world.setting.get("threads", 1)))
+    work = world.workload
+    inputs, targets = torch.from_numpy(world.normalised()), torch.from_numpy(world.targets)
+    module = world.module()
+
+    def loss(x: Any, y: Any) -> Any:
+        return torch.nn.functional.cross_entropy(module(x), y)
+
+    def metrics(x: Any, y: Any) -> Any:  # asked for once, in the first round
+        with torch.no_grad():
+            return {"loss": Weighted(float(loss(x, y)) * len(y), len(y))}
+
+    module.loss, module.metrics = loss, metrics
+    draw = np.random.default_rng([1, rank])
+
+    def holds(user: int) -> Any:  # a client's examples, as often and in the order in which it goes through them
+        places = torch.from_numpy(world.minibatches(user, draw).reshape(-1))
+        return PyTorchTensorDataset((inputs[places], targets[places]), user_id=str(user))
+
+    class Turn(TrainingProcessCallback):  # type: ignore[misc]
+        """Where pfl tells that a round is over."""
+
+        def on_train_begin(self, *, model: Any) -> Any:
+            """All is set up."""
+            return self.lap()
+
+        def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> Any:
+            """A round is over."""
+            return False, self.lap()
+
+        def lap(self) -> Any:
+            """The first rank speaks for all; the others wait for it when they add up."""
+            if rank == 0:
+                turns.lap()
+            return Metrics()
+
+    users = (int(i) for cohort in world.cohorts for i in cohort)
+    model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
+    backend = SimulatedBackend(FederatedDataset(holds, lambda: next(users)), None)
+    turns.model = lambda: torch.nn.utils.parameters_to_vector(module.parameters()).detach().numpy()
+    turns.versions("pfl", "torch", "numpy")
+    rounds = len(world.cohorts)
+    FederatedAveraging().run(
+        NNAlgorithmParams(rounds, rounds + 1, work["present"], 0), backend, model,
+        NNTrainHyperParams(local_num_epochs=1, local_learning_rate=work["lr"], local_batch_size=work["batch"]),
+        NNEvalHyperParams(local_batch_size=None), callbacks=[Turn()], send_metrics_to_platform=False,
+    )  # fmt: skip
