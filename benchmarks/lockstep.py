@@ -29,8 +29,8 @@ Two cores shared with other work, one thread, torch 2.13.0+cpu (ratio: alone ove
 
 It helps where a cohort leaves lanes of its chunk empty: logistic regression with 5 clients a round. Networks fill a
 CPU's caches with four models or fewer (convolutions: one), so that there is little left to share, and at 30 clients a
-round nothing is gained; there it costs up to 5 % of CPU time. Wall time is what others on the machine left. No GPU was at
-hand, where a chunk is much wider.
+round nothing is gained; there it costs up to 5 % of CPU time. Wall time is what others on the machine left. No GPU was
+at hand, where a chunk is much wider.
 """
 
 from __future__ import annotations
