@@ -515,8 +515,11 @@ def test_the_simulation_runtime_from_the_command_line(tmp_path: Path, native: li
         assert mark.gone(), "Ray left processes behind"
         drivers.add(str(run.pid))
     assert digest(tmp_path / "one") == digest(tmp_path / "two") == digest(tmp_path / "local")
-    found = rows(tmp_path / "one/metrics.csv")
-    assert [float(row["value"]) for row in found] == [v for event in native for v in event.metrics.values()]
+    found = {
+        (row["strategy"], int(row["seed"]), int(row["round"]), row["metric"]): float(row["value"])
+        for row in rows(tmp_path / "one/metrics.csv")
+    }
+    assert found == {(*event[:3], metric): value for event in native for metric, value in event.metrics.items()}
     said = rows(tmp_path / "one/replies.csv")
     pids = {row["value"] for row in said if row["metric"] == "pid"}
     assert pids
