@@ -45,6 +45,8 @@ class Frozen:
         delta = self.d[who].to(work.start.dtype, copy=True)
         k = len(who)
         told = {"loss-at-start": 0.5 * delta.square().sum(1)} if "loss-at-start" in work.ask else {}
+        if "gradient-at-start" in work.ask:
+            told["gradient-at-start"] = -delta
         return Answer(who, delta, delta.new_full((k,), (local.steps or 1) * local.lr_at(t)), delta.new_zeros(k), told)
 
 
@@ -76,10 +78,12 @@ class Honest:
             force = work.scale * a * (y - b) + work.mu * (y - start) + work.shift
             v = torch.where(busy, local.momentum * v + force, v)
             y = torch.where(busy, y - lr * v, y)
-        span = torch.tensor([local.span(s, t, work.mu) for s in steps], dtype=y.dtype)
+        span = torch.tensor([local.span(s, t, work.mu) for s in steps], dtype=y.dtype) * work.scale
         told = {"velocity": v} if local.momentum and "velocity" in work.ask else {}
         if "loss-at-start" in work.ask:
             told["loss-at-start"] = 0.5 * (a * (start - b) ** 2).sum(1)
+        if "gradient-at-start" in work.ask:
+            told["gradient-at-start"] = a * (start - b)
         return Answer(who, y - start, span, y.new_zeros(len(who)), told)
 
 

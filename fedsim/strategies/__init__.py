@@ -16,6 +16,9 @@ from fedsim.strategies.fedadam import FedAdam
 from fedsim.strategies.fedau import FedAU
 from fedsim.strategies.fedavg import FedAvg
 from fedsim.strategies.fedawe import FedAWE
+from fedsim.strategies.fedcm import FedCM
+from fedsim.strategies.feddyn import FedDyn
+from fedsim.strategies.fednova import FedNova
 from fedsim.strategies.fedprox import FedProx
 from fedsim.strategies.fedstale import FedStale
 from fedsim.strategies.fedvarp import FedVARP
@@ -25,10 +28,12 @@ from fedsim.strategies.gossip_pga import GossipPGA
 from fedsim.strategies.gradient_tracking import GradientTracking
 from fedsim.strategies.max_norm_sync import MaxNormSync
 from fedsim.strategies.mifa import MIFA
+from fedsim.strategies.mimelite import MimeLite
 from fedsim.strategies.qg_dsgdm import QGDSGDm
 from fedsim.strategies.random_walk import RandomWalk
 from fedsim.strategies.relaysum import RelaySGD
 from fedsim.strategies.scaffold import SCAFFOLD
+from fedsim.strategies.scaffold_m import SCAFFOLDM
 from fedsim.strategies.sgp import SGP
 from fedsim.strategies.srrw import SRRW
 from fedsim.strategies.variance_correction import VarianceCorrection
@@ -39,6 +44,7 @@ __all__ = [
     "F3AST",
     "MIFA",
     "SCAFFOLD",
+    "SCAFFOLDM",
     "SGP",
     "SRRW",
     "BufferedGossip",
@@ -54,6 +60,9 @@ __all__ = [
     "FedAWE",
     "FedAdam",
     "FedAvg",
+    "FedCM",
+    "FedDyn",
+    "FedNova",
     "FedProx",
     "FedStale",
     "FedVARP",
@@ -62,6 +71,7 @@ __all__ = [
     "GossipPGA",
     "GradientTracking",
     "MaxNormSync",
+    "MimeLite",
     "QGDSGDm",
     "RandomWalk",
     "RelaySGD",
