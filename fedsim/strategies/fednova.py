@@ -1,12 +1,12 @@
 """FedNova. Wang, Liu, Liang, Joshi, Poor, NeurIPS 2020. https://arxiv.org/abs/2007.07481
 
     d_i = −Δ_i / (η ‖a_i‖₁)                  the mean gradient of client i, a_i the weights its gradients entered with
-    x <- x − lr τ_eff Σ_{i ∈ S} w_i η d_i    τ_eff = Σ_{i ∈ S} w_i ‖a_i‖₁ / Σ_{i ∈ S} w_i,   w_i = p_i / Σ_{j ∈ S} p_j
+    x <- x − lr η τ_eff Σ_{i ∈ S} w_i d_i    τ_eff = Σ_{i ∈ S} w_i ‖a_i‖₁ / Σ_{i ∈ S} w_i,   w_i = p_i / Σ_{j ∈ S} p_j
 
 So clients count by their weights, however many steps each takes. ‖a_i‖₁ is K_i for plain SGD, and what `span` says for
-local momentum and for a pull towards the start (FedProx around it). With equal numbers of steps it is FedAvg. A client
-without a step counts as absent. The uplink carries d_i and ‖a_i‖₁. The paper's server momentum is another wrapper's
-business.
+local momentum and for a pull towards the start (FedProx around it). With equal numbers of steps it is FedAvg. The
+uplink carries d_i and ‖a_i‖₁. The paper's server momentum is another wrapper's business. The paper's text was not at
+hand: the rule is as its authors' code and others have it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,9 @@ class FedNova(ServerStrategy):
 
         w, weights = self.weights.step(s.weights, r)
         span = r.spans("FedNova")
-        worked = span > 0
-        each = torch.where(worked, r.delta / torch.where(worked, span, 1.0), 0.0)  # −η d_i / η
-        w = torch.where(worked[:, 0], w, 0.0)
+        d = torch.where(span > 0, -r.delta / span, 0.0)  # at rate 0 nobody moves
         effective = (w @ span[:, 0].to(w.dtype)) / w.sum().clamp(min=torch.finfo(w.dtype).tiny)  # η τ_eff
-        return State(s.x + self.lr * effective.to(s.x.dtype) * total(w, each), weights)
+        return State(s.x - self.lr * effective.to(s.x.dtype) * total(w, d), weights)
 
     def traffic(self, s: State, r: Round) -> Traffic:
         up, down = ServerStrategy.traffic(self, s, r)
