@@ -11,6 +11,7 @@ NamedTuple of tensors with a field `x`.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -19,8 +20,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedsim.local import LocalSGD
     from fedsim.mixing import Edges, Mixing
+    from fedsim.participation import Participation
 
+CLIPPED = "{} needs delta = -span * mean gradient, which clipping breaks: leave out clip"
 EXTRAS = frozenset({"gradient-at-start", "loss-at-start", "velocity"})
 
 
@@ -65,7 +69,7 @@ class Round(NamedTuple):
     def spans(self, strategy: str) -> Tensor:
         """span [k, 1], for a strategy that cannot do without. Raises ValueError where it is unknown."""
         if self.span is None:
-            raise ValueError(f"{strategy} needs delta = -span * mean gradient, which clipping breaks: leave out `clip`")
+            raise ValueError(CLIPPED.format(strategy))
         return self.span[:, None]
 
 
@@ -74,6 +78,22 @@ class Traffic(NamedTuple):
 
     up: int  # clients to the server; in gossip, nodes to their neighbours
     down: int  # the server to clients
+
+
+class CombinationWarning(UserWarning):
+    """A strategy, a local training and a participation that run together, and of which the paper promises nothing."""
+
+
+class Objection(NamedTuple):
+    """What speaks against a combination, and what to do instead, on one line."""
+
+    text: str
+    refused: bool = False  # it cannot work; else it runs, but not as the paper says
+
+
+def clipped(strategy: str, local: LocalSGD) -> list[Objection]:
+    """The objection of a strategy that reads gradients off the clients' moves to a clip that breaks this."""
+    return [] if local.clip is None else [Objection(CLIPPED.format(strategy), refused=True)]
 
 
 class Strategy(ABC):
@@ -104,6 +124,10 @@ class Strategy(ABC):
     @abstractmethod
     def traffic(self, state: Any, round: Round) -> Traffic:
         """What the round cost, told of the state after it."""
+
+    def objections(self, local: LocalSGD, participation: Participation | None = None) -> list[Objection]:
+        """What speaks against running with this local training, and this participation where it is known."""
+        return []
 
     @property
     def linear(self) -> bool:
@@ -212,9 +236,23 @@ class Wrapper(Strategy):
     def traffic(self, state: Any, round: Round) -> Traffic:
         return self.inner.traffic(self.within(state), round)
 
+    def objections(self, local: LocalSGD, participation: Participation | None = None) -> list[Objection]:
+        return self.inner.objections(local, participation)
+
     @property
     def linear(self) -> bool:
         return self.inner.linear
+
+
+def scrutinise(
+    strategy: Strategy, local: LocalSGD, participation: Participation | None = None, whose: str = ""
+) -> None:
+    """Warns of a combination of which a paper promises nothing, naming `whose` it is; raises ValueError for one that
+    cannot work."""
+    for text, refused in strategy.objections(local, participation):
+        if refused:
+            raise ValueError(text)
+        warnings.warn(whose + text, CombinationWarning, stacklevel=2)
 
 
 def core(strategy: Any) -> Any:

@@ -17,11 +17,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim.strategy import Round, ServerStrategy, Traffic, Work
+from fedsim.strategy import Objection, Round, ServerStrategy, Traffic, Work, clipped
 from fedsim.weights import Equal, Weights, total
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fedsim.local import LocalSGD
+    from fedsim.participation import Participation
 
 
 class State(NamedTuple):
@@ -53,9 +56,18 @@ class FedCM(ServerStrategy):
         move = total(w, r.delta)
         return State(s.x + self.lr * move, direction(s.g, move, r, self.alpha, "FedCM"), weights)
 
+    def objections(self, local: LocalSGD, participation: Participation | None = None) -> list[Objection]:
+        return clipped("FedCM", local) + twice("FedCM", local)
+
     def traffic(self, s: State, r: Round) -> Traffic:
         up, down = ServerStrategy.traffic(self, s, r)
         return Traffic(up, 2 * down)
+
+
+def twice(strategy: str, local: LocalSGD) -> list[Objection]:
+    """The objection of a strategy that has momentum to local momentum."""
+    why = f"{strategy} has momentum already, and its theorem is of plain local steps: set momentum = 0 in [local]"
+    return [Objection(why)] if local.momentum else []
 
 
 def direction(g: Tensor, move: Tensor, r: Round, scale: float, strategy: str) -> Tensor:

@@ -14,11 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim.strategy import Round, ServerStrategy, Traffic
+from fedsim.strategy import Objection, Round, ServerStrategy, Traffic, clipped
 from fedsim.weights import Present, Weights, total
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fedsim.local import LocalSGD
+    from fedsim.participation import Participation
 
 
 class State(NamedTuple):
@@ -44,6 +47,9 @@ class FedNova(ServerStrategy):
         d = torch.where(span > 0, -r.delta / span, 0.0)  # at rate 0 nobody moves
         effective = (w @ span[:, 0].to(w.dtype)) / w.sum().clamp(min=torch.finfo(w.dtype).tiny)  # η τ_eff
         return State(s.x - self.lr * effective.to(s.x.dtype) * total(w, d), weights)
+
+    def objections(self, local: LocalSGD, participation: Participation | None = None) -> list[Objection]:
+        return clipped("FedNova", local)
 
     def traffic(self, s: State, r: Round) -> Traffic:
         up, down = ServerStrategy.traffic(self, s, r)

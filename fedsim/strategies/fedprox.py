@@ -21,12 +21,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedsim.strategies.fedavg import FedAvg
-from fedsim.strategy import Round, Strategy, Traffic, Work, Wrapper
+from fedsim.strategies.feddyn import FedDyn
+from fedsim.strategy import Objection, Round, Strategy, Traffic, Work, Wrapper, core
 from fedsim.weights import Equal, Present, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedsim.local import LocalSGD
+    from fedsim.participation import Participation
+
+ALIKE = (
+    'scheme "paper" counts everyone alike because the server picks by size, and this one does not: use'
+    ' participation = {name = "selected", of = "everyone", k = 10, by = "size"}, or scheme "code"'
+)
 SCHEMES: dict[str, Weights] = {"paper": Equal(), "code": Present()}
 
 
@@ -64,6 +72,30 @@ class FedProx(Wrapper):
         """The round as far as it counts."""
         return r if self.stragglers == "keep" or r.effort is None else r.only(r.effort >= 1)
 
+    def objections(self, local: LocalSGD, participation: Participation | None = None) -> list[Objection]:
+        found = Wrapper.objections(self, local, participation)
+        if self.mu and isinstance(core(self), FedDyn):
+            why = "FedDyn learns its gradients from its own pull alone: raise its alpha instead of putting mu around it"
+            found.append(Objection(why))
+        if self.scheme and participation is not None:
+            by_size = picks_by_size(participation)
+            if self.scheme == "paper" and not by_size:
+                found.append(Objection(ALIKE))
+            if self.scheme == "code" and by_size:
+                found.append(
+                    Objection('scheme "code" weighs by size who was picked by size already: use scheme "paper"')
+                )
+        return found
+
     def traffic(self, s: Any, r: Round) -> Traffic:
         inner = self.within(s)
         return Traffic(self.inner.traffic(inner, self.heard(r)).up, self.inner.traffic(inner, r).down)
+
+
+def picks_by_size(participation: Any) -> bool:
+    """Whether a server picks clients by their size, at any stage of a participation."""
+    while participation is not None:
+        if getattr(participation, "by", None) == "size":
+            return True
+        participation = getattr(participation, "of", None)
+    return False

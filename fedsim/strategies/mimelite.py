@@ -16,11 +16,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim.strategy import Round, ServerStrategy, Traffic, Work
+from fedsim.strategies.fedcm import twice
+from fedsim.strategy import Objection, Round, ServerStrategy, Traffic, Work
 from fedsim.weights import Equal, Weights, total
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fedsim.local import LocalSGD
+    from fedsim.participation import Participation
 
 
 class State(NamedTuple):
@@ -56,6 +60,9 @@ class MimeLite(ServerStrategy):
             return s._replace(weights=weights)
         m = (1 - self.momentum) * total(w, r.told["gradient-at-start"]) + self.momentum * s.m
         return State(s.x + self.lr * total(w, r.delta), m, weights)
+
+    def objections(self, local: LocalSGD, participation: Participation | None = None) -> list[Objection]:
+        return twice("MimeLite", local)
 
     def traffic(self, s: State, r: Round) -> Traffic:
         up, down = ServerStrategy.traffic(self, s, r)

@@ -18,11 +18,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fedsim.rows import Rows
-from fedsim.strategy import Round, ServerStrategy, Traffic, Work
+from fedsim.strategy import Objection, Round, ServerStrategy, Traffic, Work, clipped
 from fedsim.weights import Equal, Static, total
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fedsim.local import LocalSGD
+    from fedsim.participation import Participation
+
+
+HEAVY = (
+    "SCAFFOLD's theorem is of plain local steps; with local momentum the first gradients of a turn weigh more than the"
+    " last, in control variates and in moves: set momentum = 0, or use SCAFFOLDM, whose momentum is the server's"
+)
 
 
 class State(NamedTuple):
@@ -66,6 +75,12 @@ class SCAFFOLD(ServerStrategy):
         change = torch.where(span > 0, -s.c.mean - r.delta / span, 0.0)  # no step taken: nothing learned
         s.c[r.who] = s.c[r.who] + change
         return State(x, s.c)
+
+    def objections(self, local: LocalSGD, participation: Participation | None = None) -> list[Objection]:
+        found = clipped("SCAFFOLD, option II,", local) if self.option == "II" else []
+        if local.momentum:
+            found.append(Objection(HEAVY))
+        return found
 
     def traffic(self, s: State, r: Round) -> Traffic:
         up, down = ServerStrategy.traffic(self, s, r)

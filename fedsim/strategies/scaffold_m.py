@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedsim.rows import Rows
-from fedsim.strategies.fedcm import direction
-from fedsim.strategy import Round, ServerStrategy, Traffic, Work
+from fedsim.strategies.fedcm import direction, twice
+from fedsim.strategy import Objection, Round, ServerStrategy, Traffic, Work, clipped
 from fedsim.weights import Equal, Static, total
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fedsim.local import LocalSGD
+    from fedsim.participation import Participation
 
 
 class State(NamedTuple):
@@ -61,6 +64,9 @@ class SCAFFOLDM(ServerStrategy):
         change = torch.where(span > 0, change, 0.0)  # no step taken: nothing learned
         s.c[r.who] = s.c[r.who] + change
         return State(s.x + self.lr * move, s.c, direction(s.g, move, r, self.beta, "SCAFFOLDM"))
+
+    def objections(self, local: LocalSGD, participation: Participation | None = None) -> list[Objection]:
+        return clipped("SCAFFOLDM", local) + twice("SCAFFOLDM", local)
 
     def traffic(self, s: State, r: Round) -> Traffic:
         up, down = ServerStrategy.traffic(self, s, r)
