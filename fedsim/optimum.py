@@ -138,14 +138,16 @@ def drifted(
     effort = torch.tensor([count / max(steps) for count in steps])
     who = torch.arange(task.n)
     sent = strategy.send(state, who.to(task.device))
-    work = Work(sent.start, sent.shift, sent.scale, sent.mu)
+    work = Work(sent.start, sent.shift, sent.scale, sent.mu, against=sent.against)
     work = work._replace(**{
         name: value.to(torch.float64) for name in ("shift", "scale") if hasattr(value := getattr(work, name), "to")
     })  # fmt: skip
     engine, keys = Stacked(chunk=LANES), torch.zeros(task.n, dtype=torch.int64, device=task.device)
 
     def move(at: Tensor) -> Tensor:
-        answer = engine(task, who, work._replace(start=at.expand(task.n, -1)), keys, whole, 0, effort)
+        every = at.expand(task.n, -1)
+        there = None if sent.other is None else every  # where nothing moves, the model before is this one
+        answer = engine(task, who, work._replace(start=every, other=there), keys, whole, 0, effort)
         return w @ answer.delta
 
     def flat(values: Any) -> Any:

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from fedsim.participation import Participation
 
 CLIPPED = "{} needs delta = -span * mean gradient, which clipping breaks: leave out clip"
-EXTRAS = frozenset({"gradient-at-start", "loss-at-start", "velocity"})
+EXTRAS = frozenset({"gradient-at-start", "loss-at-start", "mean-gradient", "velocity"})
 
 
 class Work(NamedTuple):
     """What the present clients are told. A client takes the steps
 
-    y <- y - lr (scale * grad f_i(y; batch) + mu (y - start_i) + shift_i)
+    y <- y - lr (scale * grad f_i(y; batch) - against * grad f_i(other_i; batch) + mu (y - start_i) + shift_i)
     """
 
     start: Tensor  # [k, P]  where each begins
@@ -40,6 +40,8 @@ class Work(NamedTuple):
     mu: float = 0.0  #         pull towards start (FedProx, FedDyn)
     velocity: Tensor | None = None  # [k, P]  local momentum kept across rounds (gossip with momentum)
     ask: frozenset[str] = frozenset()  # extras to report, of EXTRAS
+    other: Tensor | None = None  # [k, P]  a second point, which stays where it is (FedAvg-M-VR); twice the gradients
+    against: float = 0.0  #         how much the gradient there, on the same minibatch, counts against the first
 
 
 class Round(NamedTuple):
