@@ -24,8 +24,10 @@ from fedsim.strategies import (
     MIFA,
     SCAFFOLD,
     SCAFFOLDM,
+    SCAFFOLDMVR,
     FedAU,
     FedAvg,
+    FedAvgMVR,
     FedCM,
     FedDyn,
     FedNova,
@@ -170,6 +172,30 @@ def mimelite(beta: float, lr: float, miss: str = "") -> Rule:
     return rule
 
 
+def corrected(controlled: bool, beta: float, lr: float, miss: str = "") -> Rule:
+    """FedAvg-M-VR, and SCAFFOLD-M-VR if controlled."""
+    c, g, before = torch.zeros(N, P, dtype=F64), torch.zeros(P, dtype=F64), torch.zeros(P, dtype=F64)
+
+    def rule(x: Tensor, there: There) -> Tensor:
+        nonlocal g, before
+        mean_c = c.mean(0)
+        back = x if miss == "corrects at x" else before
+
+        def force(i: int) -> Callable[[Tensor], Tensor]:
+            control = beta * (c[i] - mean_c) if controlled else 0.0
+            return lambda y: slope(i, y) - control + (1 - beta) * (g - slope(i, back))
+
+        found = [walk(i, x, K, force(i)) for i, K in there]
+        if controlled:
+            for (i, K), (move, raw) in zip(there, found, strict=True):
+                c[i] = -move / (LR * K) if miss == "control variates of moves" else raw
+        mean = torch.stack([move for move, _ in found]).mean(0)
+        g, before = -mean / (LR * sum(K for _, K in there) / len(there)), x
+        return x + lr * mean
+
+    return rule
+
+
 PAIRS: dict[str, tuple[Strategy, Callable[..., Rule]]] = {
     "FedCM": (FedCM(alpha=0.3), lambda **k: fedcm(0.3, 1.0, **k)),
     "FedCM lr": (FedCM(lr=0.7, alpha=0.6), lambda **k: fedcm(0.6, 0.7, **k)),
@@ -178,6 +204,10 @@ PAIRS: dict[str, tuple[Strategy, Callable[..., Rule]]] = {
     "SCAFFOLD I": (SCAFFOLD(option="I"), lambda **k: scaffold("I", 1.0, 1.0, **k)),
     "SCAFFOLDM": (SCAFFOLDM(beta=0.3), lambda **k: scaffold("II", 0.3, 1.0, **k)),
     "SCAFFOLDM lr": (SCAFFOLDM(lr=0.7, beta=0.6), lambda **k: scaffold("II", 0.6, 0.7, **k)),
+    "FedAvgMVR": (FedAvgMVR(beta=0.3), lambda **k: corrected(False, 0.3, 1.0, **k)),
+    "FedAvgMVR lr": (FedAvgMVR(lr=0.7, beta=0.6), lambda **k: corrected(False, 0.6, 0.7, **k)),
+    "SCAFFOLDMVR": (SCAFFOLDMVR(beta=0.3), lambda **k: corrected(True, 0.3, 1.0, **k)),
+    "SCAFFOLDMVR lr": (SCAFFOLDMVR(lr=0.7, beta=0.6), lambda **k: corrected(True, 0.6, 0.7, **k)),
     "FedNova": (FedNova(), lambda **k: fednova(1.0, **k)),
     "FedNova lr": (FedNova(lr=0.5), lambda **k: fednova(0.5, **k)),
     "FedDyn": (FedDyn(alpha=0.5), lambda **k: feddyn(0.5, **k)),
@@ -202,6 +232,9 @@ def test_it_is_its_twin_through_the_real_engines(which: str, engine: Any) -> Non
         ("SCAFFOLD", "sign"),
         ("SCAFFOLD I", "forgets the absent"),
         ("SCAFFOLDM", "forgets the absent"),
+        ("FedAvgMVR", "corrects at x"),
+        ("SCAFFOLDMVR", "corrects at x"),
+        ("SCAFFOLDMVR", "control variates of moves"),
         ("FedNova", "full work"),
         ("FedDyn", "divides by those present"),
         ("FedDyn", "leaves out h"),
@@ -228,6 +261,8 @@ def test_options_one_and_two_differ_and_the_uplinks_do_not() -> None:
         (FedCM(lr=0.7, alpha=1.0), FedAvg(lr=0.7, weights=Equal())),
         (FedCM(alpha=1.0, weights=Known((0.5,) * N)), FedAvg(weights=Known((0.5,) * N))),
         (SCAFFOLDM(lr=0.7, beta=1.0), SCAFFOLD(lr=0.7)),
+        (FedAvgMVR(lr=0.7, beta=1.0), FedAvg(lr=0.7, weights=Equal())),
+        (SCAFFOLDMVR(lr=0.7, beta=1.0), SCAFFOLD(lr=0.7)),
         (MimeLite(lr=0.7, momentum=0.0), FedAvg(lr=0.7, weights=Equal())),
         (FedProx(SCAFFOLDM(beta=1.0), mu=0.2), FedProx(SCAFFOLD(), mu=0.2)),
     ],
@@ -272,7 +307,11 @@ def test_fedcm_settles_where_fedavg_does_at_alpha_times_the_rate(alpha: float, f
 
 @pytest.mark.parametrize(
     "strategy",
-    [SCAFFOLD(), SCAFFOLD(option="I"), *(SCAFFOLDM(beta=beta) for beta in (1.0, 0.5, 0.2))],
+    [
+        SCAFFOLD(),
+        SCAFFOLD(option="I"),
+        *(kind(beta=beta) for kind in (SCAFFOLDM, SCAFFOLDMVR) for beta in (1.0, 0.5, 0.2)),
+    ],
     ids=repr,
 )
 def test_control_variates_reach_the_true_optimum(strategy: Any) -> None:
@@ -285,7 +324,30 @@ def test_control_variates_reach_the_true_optimum(strategy: Any) -> None:
         assert state.g.abs().item() < 1e-9
 
 
-@pytest.mark.parametrize("strategy", [SCAFFOLD(option="I"), SCAFFOLDM(beta=0.3)], ids=repr)
+@pytest.mark.parametrize("beta", [1.0, 0.5, 0.2])
+def test_fedavg_m_vr_settles_where_fedavg_does(beta: float) -> None:
+    state = q4(FedAvgMVR(beta=beta), everyone(4, 600))
+    assert state.x.item() == pytest.approx(1.680542, abs=5e-7)
+    assert state.g.abs().item() < 1e-10
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.1])
+def test_the_corrected_momentum_forgets_its_error_and_the_other_lags(beta: float) -> None:
+    """One exact step a round: g − ∇f(x⁻) shrinks by 1 − β, however x moves; FedAvg-M's g stays behind a moving x."""
+    one, x0 = LocalSGD(lr=0.05, steps=1, batch=None), torch.full((1,), 9.0, dtype=F64)
+
+    def errors(strategy: Strategy) -> list[float]:
+        return [
+            (state.g - (A4 * (r.start - B4)).mean(0)).item()
+            for state, r in drive(strategy, Honest(A4, B4), everyone(4, 12), n=4, x=x0.clone(), local=one)
+        ]
+
+    first = -(A4 * (9.0 - B4)).mean().item()
+    assert errors(FedAvgMVR(beta=beta)) == pytest.approx([first * (1 - beta) ** (t + 1) for t in range(12)], rel=1e-9)
+    assert errors(FedCM(alpha=beta))[-1] != pytest.approx(first * (1 - beta) ** 12, rel=0.2)
+
+
+@pytest.mark.parametrize("strategy", [SCAFFOLD(option="I"), SCAFFOLDM(beta=0.3), SCAFFOLDMVR(beta=0.3)], ids=repr)
 def test_c_is_the_mean_of_all_control_variates(strategy: Any) -> None:
     for state, _ in drive(strategy, Honest(A4, B4), two_of_four(40), n=4, x=torch.zeros(1, dtype=F64), local=FIVE):
         close(state.c.mean, state.c.dense().mean(0), 1e-12)
@@ -328,7 +390,10 @@ def test_fednova_counts_local_momentum_and_the_pull_by_what_they_do() -> None:
         close(x / x.norm(), d.mean(0) / d.mean(0).norm(), 1e-12)
 
 
-@pytest.mark.parametrize("strategy", [FedNova(), FedCM(), SCAFFOLDM(), SCAFFOLD(option="I"), MimeLite(), FedDyn()])
+@pytest.mark.parametrize(
+    "strategy",
+    [FedNova(), FedCM(), SCAFFOLDM(), SCAFFOLD(option="I"), MimeLite(), FedDyn(), FedAvgMVR(), SCAFFOLDMVR()],
+)
 def test_a_learning_rate_that_has_fallen_to_zero_moves_nothing(strategy: Strategy) -> None:
     """And spoils no memory: the next step goes on from what was known."""
     from fedsim.local import Cosine
@@ -453,6 +518,8 @@ WORD = 64 * P
         (SCAFFOLDM(), WORD, 3 * WORD),
         (SCAFFOLDM(shortcut=False), 2 * WORD, 3 * WORD),
         (FedCM(), WORD, 2 * WORD),
+        (FedAvgMVR(), WORD, 2 * WORD),
+        (SCAFFOLDMVR(), 2 * WORD, 3 * WORD),
         (FedNova(), WORD + 64, WORD),
         (FedDyn(), WORD, WORD),
         (MimeLite(), 2 * WORD, 2 * WORD),
@@ -474,6 +541,8 @@ def test_traffic(strategy: Strategy, up: int, down: int) -> None:
     [
         (lambda: FedCM(alpha=0.0), "alpha must be above 0"),
         (lambda: SCAFFOLDM(beta=1.5), "beta must be above 0 and at most 1"),
+        (lambda: FedAvgMVR(beta=0.0), "beta must be above 0 and at most 1"),
+        (lambda: SCAFFOLDMVR(beta=0.0), "beta must be above 0 and at most 1"),
         (lambda: MimeLite(momentum=1.0), "momentum must be at least 0 .* below 1"),
         (lambda: FedDyn(alpha=0.0), "alpha must be positive"),
         (lambda: SCAFFOLD(option="III"), "option must be I or II, got 'III'"),  # type: ignore[arg-type]
@@ -490,7 +559,9 @@ def test_settings_that_make_no_sense_are_refused(make: Callable[[], Strategy], w
         make()
 
 
-@pytest.mark.parametrize("strategy", [SCAFFOLD(), SCAFFOLDM(), FedCM(), FedNova()], ids=repr)
+@pytest.mark.parametrize(
+    "strategy", [SCAFFOLD(), SCAFFOLDM(), FedCM(), FedNova(), FedAvgMVR(), SCAFFOLDMVR()], ids=repr
+)
 def test_clipped_updates_are_refused_by_who_needs_gradients(strategy: Strategy) -> None:
     clipped = LocalSGD(lr=LR, steps=FULL, batch=None, clip=0.1)
     with pytest.raises(ValueError, match=r"needs delta = -span \* mean gradient, which clipping breaks"):

@@ -92,7 +92,7 @@ class Clusters:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Synthetic(alpha, beta): every client its own softmax model and its own inputs. Li et al., MLSys 2020 (1812.06127)
+    """Every client a softmax model and inputs of its own: Synthetic(α, β). Li et al., MLSys 2020 (1812.06127)
 
     Client k's labels are argmax(W_k x + b_k), W_k and b_k normal around u_k ~ N(0, alpha²); its inputs are normal
     around v_k, whose entries are normal around B_k ~ N(0, beta²), with variances j^-1.2. alpha is how much the clients'

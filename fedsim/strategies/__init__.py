@@ -15,6 +15,7 @@ from fedsim.strategies.f3ast import F3AST
 from fedsim.strategies.fedadam import FedAdam
 from fedsim.strategies.fedau import FedAU
 from fedsim.strategies.fedavg import FedAvg
+from fedsim.strategies.fedavg_m_vr import FedAvgMVR
 from fedsim.strategies.fedawe import FedAWE
 from fedsim.strategies.fedcm import FedCM
 from fedsim.strategies.feddyn import FedDyn
@@ -34,6 +35,7 @@ from fedsim.strategies.random_walk import RandomWalk
 from fedsim.strategies.relaysum import RelaySGD
 from fedsim.strategies.scaffold import SCAFFOLD
 from fedsim.strategies.scaffold_m import SCAFFOLDM
+from fedsim.strategies.scaffold_m_vr import SCAFFOLDMVR
 from fedsim.strategies.sgp import SGP
 from fedsim.strategies.srrw import SRRW
 from fedsim.strategies.variance_correction import VarianceCorrection
@@ -45,6 +47,7 @@ __all__ = [
     "MIFA",
     "SCAFFOLD",
     "SCAFFOLDM",
+    "SCAFFOLDMVR",
     "SGP",
     "SRRW",
     "BufferedGossip",
@@ -60,6 +63,7 @@ __all__ = [
     "FedAWE",
     "FedAdam",
     "FedAvg",
+    "FedAvgMVR",
     "FedCM",
     "FedDyn",
     "FedNova",
