@@ -94,12 +94,14 @@ class Clusters:
 class Synthetic:
     """Every client a softmax model and inputs of its own: Synthetic(α, β). Li et al., MLSys 2020 (1812.06127)
 
-    Client k's labels are argmax(W_k x + b_k), W_k and b_k normal around u_k ~ N(0, alpha²); its inputs are normal
-    around v_k, whose entries are normal around B_k ~ N(0, beta²), with variances j^-1.2. alpha is how much the clients'
-    models differ, beta their inputs. A client has 50 examples and a log-normal number more (of mean 4 and deviation
-    `spread` of the logarithm), every tenth of them for testing. As the authors' code (litian96/FedProx) has it, where
-    alpha and beta are standard deviations; the paper's default is 30 clients. `seed` decides the data; it is not the
-    run's seed, so all seeds of an experiment see the same data. Use the partition `natural`.
+    Client k's labels are argmax(W_k x + b_k), the entries of W_k and b_k normal around u_k ~ N(0, alpha²); its inputs
+    are normal around v_k, whose entries are normal around B_k ~ N(0, beta²), with variances j^-1.2. beta is how much
+    the inputs differ. alpha is meant to be how much the models do, but u_k moves the scores of all classes alike, so
+    that no label depends on it: what makes models differ is that each is drawn afresh. A client has 50 examples and a
+    log-normal number more (of mean 4 and deviation `spread` of the logarithm), every tenth of them for testing. As the
+    authors' code (litian96/FedProx) has it, where alpha and beta are standard deviations and clients are 30. `seed`
+    decides the data; it is not the run's seed, so all seeds of an experiment see the same data. Use the partition
+    `natural`.
     """
 
     alpha: float = 1.0
