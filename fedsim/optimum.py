@@ -122,9 +122,9 @@ def drifted(
 ) -> Tensor:
     """x_d [P], where the clients' whole-batch local work cancels, Σ w_i Δ_i(x_d) = 0: SciPy's Anderson mixing from x.
 
-    The work is what `strategy` would send in `state` (its pull, shift, scale and second point, which is x_d too), from x_d, with
-    as many steps as a client takes with its minibatches. Stops where the rest has fallen to `tolerance` of its first size, or after so
-    many `rounds`.
+    The work is what `strategy` would send in `state` (its pull, shift and scale; a second point is x_d too), from x_d,
+    with as many steps as a client takes with its minibatches. Stops where the rest has fallen to `tolerance` of its
+    first size, or after so many `rounds`.
     """
     import numpy as np
     import torch
