@@ -136,12 +136,10 @@ class Stacked:
             rate = cohort.rates[job[:, cut]]  # [c, S]
             number[:, cut] = count.to(task.dtype)
             for s in range(count.shape[1]):
-                worth = rate[:, s] if cohort.plain else None  # a plain step's gradients come out times lr
+                worth = rate[:, s] if cohort.plain else None  # a plain step's gradients are taken off times lr
                 *slopes, value = room.gradients(pool[:, s], weight[:, s], step_keys[:, s], worth)
                 values[:, begin + s] = value
-                if flat is None:
-                    torch._foreach_sub_(room.views, slopes)
-                else:
+                if flat is not None:
                     for view, slope in zip(task.layout.views(flat).values(), slopes, strict=True):
                         view.copy_(slope)
                     if raw is not None:
