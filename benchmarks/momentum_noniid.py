@@ -21,7 +21,7 @@ before the runs:
 
 "holds" if the whole interval does, "does not hold" if all of it lies on the other side, else "not clear".
 
-    python benchmarks/momentum_noniid.py            # about TIME of one thread
+    python benchmarks/momentum_noniid.py            # about 15 minutes of one thread
     python benchmarks/momentum_noniid.py --quick    # digits, two seeds, a few rounds: seconds
     python benchmarks/momentum_noniid.py table      # the table from the numbers there are
 
