@@ -201,3 +201,20 @@ def test_a_run_that_diverges_counts_as_the_worst(tmp_path: Path) -> None:
     found = bench.play(made, "iid")
     assert found["FedAvg"][1] == math.inf
     assert found["FedAvg-M"][1] < 10
+
+
+@pytest.mark.usefixtures("beside")
+def test_what_is_committed_of_momentum_says_what_the_docstring_says(capsys: pytest.CaptureFixture[str]) -> None:
+    bench, found = script("momentum_noniid"), committed("momentum_noniid")
+    assert found["rounds"] == bench.ROUNDS
+    assert set(found["data"]) == set(bench.DATA)
+    for which, each in found["data"].items():
+        assert bench.summary(each) == found["claims"][which]
+        for cell in each.values():
+            assert all(set(values) == {str(seed) for seed in bench.SEEDS} for values in cell["values"].values())
+            for label, rate in cell["rates"].items():
+                tried = [value for value in cell["tried"][label].values() if value is not None]
+                assert cell["tried"][label][f"{rate:g}"] == min(tried)
+    bench.show(found)
+    for line in capsys.readouterr().out.splitlines():
+        assert line in bench.__doc__
