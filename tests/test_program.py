@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim import LocalSGD, Stacked, Work, federate, keyed, models
 from fedsim.data import Dataset
 from fedsim.engine import rooms, workers
-from fedsim.engine.program import Program
+from fedsim.engine.program import Program, once
 from fedsim.task import Task
 
 
@@ -324,3 +325,23 @@ def test_models_of_ours_are_traced() -> None:
             rows = torch.arange(2 * chunk).reshape(chunk, 2)
             room.gradients(rows, torch.ones(chunk, 2), torch.arange(chunk), torch.ones(chunk))
             assert room.traced, (name, chunk)
+
+
+def test_nothing_is_computed_twice() -> None:
+    """Operators that are alike are one; those that draw are as many as there were."""
+    x = torch.randn(50)
+
+    def function(x: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.sin(x) + 1, torch.sin(x) * 2, torch.sin(x + 1)]
+
+    program = Program(function, [x])
+    assert program.calls is not None
+    assert sum(getattr(call, "__name__", "") == "sin.out" for call, _, _ in program.calls) == 2
+    assert all(a.equal(b) for a, b in zip(program(), function(x), strict=True))
+
+    def draws(x: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.rand_like(x), torch.rand_like(x)]
+
+    graph = make_fx(draws)(x).graph
+    once(graph)
+    assert sum(str(node.target) == "aten.rand_like.default" for node in graph.nodes) == 2

@@ -119,11 +119,13 @@ def compiled(function: Function, inputs: Sequence[Tensor], less: Sequence[Tensor
     with torch.no_grad():
         graph = make_fx(lambda *given: tuple(function(*given)))(*inputs)
         graph.graph.eliminate_dead_code()
+        pure = not any(node.op == "call_function" and kind(node) == "write" for node in graph.graph.nodes)
+        if pure:
+            once(graph.graph)
         nodes = list(graph.graph.nodes)
         given = iter(inputs)
         products = {found for one in nodes[-1].args[0][: len(less)] if (found := product(one)) is not None}
         memory = Memory(nodes, products)
-        pure = not any(node.op == "call_function" and kind(node) == "write" for node in nodes)
         values: dict[Node, Any] = {}
         fixed: set[Node] = set()  # what does not depend on the inputs
         calls: list[Call] = []
@@ -173,6 +175,27 @@ def compiled(function: Function, inputs: Sequence[Tensor], less: Sequence[Tensor
     raise AssertionError("a graph ends with its output")
 
 
+def once(graph: Any) -> None:
+    """Lets nothing be computed twice: of operators that are alike, of the same values, the first stands for all."""
+    seen: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and not random(node):
+            like = repr(
+                (str(node.target), node.args, node.kwargs)
+            )  # nodes are written as their names, which are unique
+            first = seen.setdefault(like, node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph.erase_node(node)
+
+
+def random(node: Node) -> bool:
+    """Whether an operator draws something."""
+    import torch
+
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
 def agrees(found: Any, expected: Any) -> bool:
     """Whether another way gives an operator's own value, a tensor or several, to rounding."""
     import torch
@@ -191,7 +214,8 @@ def product(end: Any) -> Node | None:
     if str(node.target) not in ("aten.bmm.default", "aten.mm.default") or len(node.users) != 1:
         return None
     found: Node = node
-    return found if turned(end, found) is not None else None
+    apart = kernels.taken_apart(*(part.meta["val"] for part in node.args))
+    return found if apart and turned(end, found) is not None else None
 
 
 def turned(end: Node, found: Node) -> bool | None:
