@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,7 +83,7 @@ class Stacked:
             torch.zeros(len(steps), dtype=task.dtype, device=task.device), last_velocity,
         )  # fmt: skip
         dealt = workers.shares(steps, self.chunk, task.device)
-        workers.each(lambda members: self._turns(cohort, members), dealt, task.device)
+        workers.each(lambda members: self._fitting(cohort, members), dealt, task.device)
 
         answers, begin = [], 0
         for one, taken in zip(jobs, each, strict=True):
@@ -96,6 +97,23 @@ class Stacked:
             span = spans(one.local, taken, one.t, one.work)
             answers.append(Answer(one.who, delta[mine], span, cohort.loss[mine], told))
         return answers
+
+    def _fitting(self, cohort: Cohort, members: list[int]) -> None:
+        """`_turns`, in fewer lanes where the device has no memory for so many. Says so: the numbers are then those of
+        the smaller chunk, which are the same to rounding."""
+        import torch
+
+        fewer = self
+        while True:
+            try:
+                return fewer._turns(cohort, members)
+            except torch.OutOfMemoryError:
+                if fewer.chunk == 1:
+                    raise
+                fewer = Stacked(fewer.chunk // 2)
+                rooms.clear()
+                what = f"{cohort.task.device} has no memory for {2 * fewer.chunk} clients side by side"
+                warnings.warn(f"{what}; going on with {fewer.chunk} (set chunk = {fewer.chunk})", stacklevel=2)
 
     def _turns(self, cohort: Cohort, members: list[int]) -> None:
         """Trains these clients of a cohort in the lanes of one room, and writes down how far each moved, its loss and
