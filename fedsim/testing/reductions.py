@@ -31,10 +31,6 @@ class Reduction(NamedTuple):
         """Raises Broken where the two models part."""
         from fedsim.testing.loop import drive
 
-        known = [field.name for field in dataclasses.fields(strategy)]
-        for name in self.settings:
-            if name not in known:
-                raise ValueError(f"{type(strategy).__name__} has no setting {name!r}{nearest(name, known)}")
         one = stage.ready(dataclasses.replace(strategy, **self.settings))
         other = stage.ready(self.to)
         everyone = tuple(range(stage.n))
@@ -57,11 +53,12 @@ class Reduction(NamedTuple):
 
 def said(strategy: Any) -> str:
     """A strategy by its name and the settings that are not its defaults."""
-    given = []
+    given: list[str] = []
+    if not dataclasses.is_dataclass(strategy):
+        return type(strategy).__name__
     for field in dataclasses.fields(strategy):
         value = getattr(strategy, field.name)
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory
-        if value != default and field.repr:
+        if value != field.default and field.repr and field.default_factory is dataclasses.MISSING:
             given.append(f"{key_of(field.name)} = {value}")
     return type(strategy).__name__ + (f"({', '.join(given)})" if given else "")
 
@@ -72,6 +69,7 @@ def stated(strategy: Any, more: Any = ()) -> list[Reduction]:
     Raises ValueError for anything else.
     """
     found = []
+    known = [field.name for field in dataclasses.fields(strategy)] if dataclasses.is_dataclass(strategy) else []
     for source in (getattr(type(strategy), "reduces", ()), more):
         several = (
             source if not (isinstance(source, tuple) and source and isinstance(source[0], Strategy)) else (source,)
@@ -83,4 +81,7 @@ def stated(strategy: Any, more: Any = ()) -> list[Reduction]:
                     f"make it so, got {one!r}"
                 )
             found.append(Reduction(*one))
+            for name in found[-1].settings:
+                if name not in known:
+                    raise ValueError(f"{type(strategy).__name__} has no setting {name!r}{nearest(name, known)}")
     return found

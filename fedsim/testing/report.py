@@ -43,9 +43,12 @@ def plain(law: str) -> str:
     return law.replace("_", " ")
 
 
-def settle(law: str, error: Exception | None, stage: Stage | None, waived: Mapping[str, str]) -> Outcome:
-    """The outcome of a law that raised `error`, or nothing, on the stage."""
+def settle(law: str, error: Exception | None, world: str, waived: Mapping[str, str], own: bool = False) -> Outcome:
+    """The outcome of a law that raised `error`, or nothing, in a world of that size; `own`: the waivers are fedsim's,
+    and not everything waived has to fail."""
     why = waived.get(law)
+    if error is None and own:
+        return Outcome(law, "holds")
     if isinstance(error, Inapplicable):
         return Outcome(law, "says nothing", str(error))
     if error is None and why is not None:
@@ -54,10 +57,10 @@ def settle(law: str, error: Exception | None, stage: Stage | None, waived: Mappi
         return Outcome(law, "holds")
     if why is not None:
         return Outcome(law, "waived", why)
-    return Outcome(law, "fails", sentence(law, error, stage))
+    return Outcome(law, "fails", sentence(law, error, world))
 
 
-def sentence(law: str, error: Exception, stage: Stage | None) -> str:
+def sentence(law: str, error: Exception, world: str) -> str:
     """A failure as one sentence: the law, what is wrong, and in how small a world."""
     if isinstance(error, Broken):
         text = error.text
@@ -66,8 +69,7 @@ def sentence(law: str, error: Exception, stage: Stage | None) -> str:
             text += "" if error.who is None else f" with {present(error.who)} present"
     else:
         text = f"it raises {line(error)}{_place(error)}"
-    if stage is not None:
-        text = f"{text} ({stage.n} {_many('client', stage.n)}, {stage.size} {_many('parameter', stage.size)})"
+    text = f"{text} ({world})"
     return f"{plain(law)}: {' '.join(text.split())}"
 
 
@@ -77,6 +79,11 @@ def present(who: Iterable[int]) -> str:
     if not who:
         return "nobody"
     return f"{_many('client', len(who))} {', '.join(map(str, who))}"
+
+
+def size(stage: Stage) -> str:
+    """How small the world is."""
+    return f"{stage.n} {_many('client', stage.n)}, {stage.size} {_many('parameter', stage.size)}"
 
 
 def _many(word: str, count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 
 from fedsim.strategy import Strategy
 from fedsim.testing.devices import stays_on_its_device
+from fedsim.testing.known import OWN
 from fedsim.testing.laws import SINGLE_TOO, STRATEGY_LAWS, Law
 from fedsim.testing.parity import flower_gives_the_same
-from fedsim.testing.reductions import Reduction, said, stated
-from fedsim.testing.report import Outcome, Report, attempt, check_names, settle
+from fedsim.testing.reductions import said, stated
+from fedsim.testing.report import Outcome, Report, attempt, check_names, settle, size
 from fedsim.testing.shrinking import smallest
 from fedsim.testing.stage import Stage
 from fedsim.testing.states import Inapplicable
@@ -32,16 +34,18 @@ def examine(strategy: Any, reduces_to: Any = (), waived: Mapping[str, str] | Non
         hint = f"; give an object, {name}()" if isinstance(strategy, type) and issubclass(strategy, Strategy) else ""
         raise ValueError(f"{name} is no strategy{hint or ': derive it from ServerStrategy, Averaging or Wrapper'}")
     claims = stated(strategy, reduces_to)
-    waived = dict(getattr(type(strategy), "waives", {})) | dict(waived or {})
-    check_names(waived, (*NAMES, *(one.claim for one in claims)), "strategy")
+    own = OWN.get(type(strategy).__name__, {}) if type(strategy).__module__.startswith("fedsim.strategies.") else {}
+    given = dict(getattr(type(strategy), "waives", {})) | dict(waived or {})
+    check_names(given, (*NAMES, *(one.claim for one in claims)), "strategy")
     double = fitting(strategy)
     single = dataclasses.replace(double, dtype=torch.float32)
-    outcomes = [
-        _outcome(law.__name__, law, strategy, (double, single) if law in SINGLE_TOO else (double,), waived)
-        for law in LAWS
-    ]
-    outcomes += [_outcome(one.claim, _claim(one), strategy, (double,), waived) for one in claims]
-    return Report(said(strategy) if dataclasses.is_dataclass(strategy) else type(strategy).__name__, tuple(outcomes))
+    laws = [(law.__name__, law, (double, single) if law in SINGLE_TOO else (double,)) for law in LAWS]
+    laws += [(one.claim, one.check, (double,)) for one in claims]
+    outcomes: list[Outcome] = []
+    for name, law, stages in laws:
+        stage, error = _tried(law, strategy, stages, name not in own | given)
+        outcomes.append(settle(name, error, size(stage), own | given, name in own and name not in given))
+    return Report(said(strategy), tuple(outcomes))
 
 
 def fitting(strategy: Any) -> Stage:
@@ -52,27 +56,19 @@ def fitting(strategy: Any) -> Stage:
     return Stage()
 
 
-def _claim(one: Reduction) -> Law:
-    """A reduction as a law: it completes what it changes itself."""
-
-    def law(strategy: Any, stage: Stage) -> None:
-        one.check(strategy, stage)
-
-    law.raw = True  # type: ignore[attr-defined]
-    return law
-
-
-def _outcome(name: str, law: Law, strategy: Any, stages: tuple[Stage, ...], waived: Mapping[str, str]) -> Outcome:
-    """What comes of a law on the stages, the first failure in its smallest example."""
+def _tried(law: Law, strategy: Any, stages: tuple[Stage, ...], shrink: bool) -> tuple[Stage, Exception | None]:
+    """What a law raises on the first of the stages on which it raises anything, and the smallest stage on which it does
+    if that is wanted."""
 
     def carried_out(stage: Stage) -> None:
-        law(strategy if hasattr(law, "raw") else stage.ready(strategy), stage)
+        law(stage.ready(copy.deepcopy(strategy)), stage)  # a copy: it may hide something that the next law would meet
 
     for stage in stages:
         error = attempt(carried_out, stage)
-        if error is None:
-            continue
-        if not isinstance(error, Inapplicable) and name not in waived:
-            stage, error = smallest(carried_out, stage, error)
-        return settle(name, error, stage, waived)
-    return settle(name, None, None, waived)
+        if error is not None:
+            return (
+                smallest(carried_out, stage, error)
+                if shrink and not isinstance(error, Inapplicable)
+                else (stage, error)
+            )
+    return stages[0], None
