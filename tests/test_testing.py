@@ -332,7 +332,7 @@ def by_global(n: int, rounds: int, seed: int) -> Schedule:
             lambda n, rounds, seed: coin(n, rounds + 1, seed),
             "it draws what it is asked: it draws 1 clients and 1 rounds",
         ),
-        (by_global, "a seed decides: seed 1 gives another schedule when it is drawn again"),
+        (by_global, "a seed decides: (it draws from a global generator|seed 1 gives another schedule)"),
         (
             lambda n, rounds, seed: coin(n, rounds, seed + rounds),
             r"a longer schedule begins with the shorter: \[.*\] are chosen, and \[.*\] where \d+ rounds are drawn",

@@ -5,7 +5,8 @@
     def test_laws():
         check_strategy(MyStrategy(beta=0.5), reduces_to=(FedAvg(), {"beta": 0.0}))
 
-laws.py        what holds for every strategy (devices.py: where its tensors are; parity.py: through Flower)
+laws.py        what holds for every strategy (conduct.py: what it may not look at, write to or hide;
+               devices.py: where its tensors are; parity.py: through Flower)
 reductions.py  what a strategy says it becomes with certain settings
 strategies.py  all of these, tried on one strategy; known.py: which of fedsim's own do not obey which, and why
 mixings.py     what holds for every mixing; schedules.py: for every process of presence; tasks.py: for every task
