@@ -366,11 +366,11 @@ def _late(*what: object) -> None:
     raise Late
 
 
-def tried(target: Target, data: bytes, folder: Path) -> str | None:
+def tried(target: Target, data: bytes, folder: Path, patience: int = PATIENCE) -> str | None:
     """Reads the input; None where that went well, "refused: ..." or a fault in words otherwise."""
     path = folder / f"input{target.suffix}"
     path.write_bytes(data)
-    signal.alarm(PATIENCE)
+    signal.alarm(patience)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -380,7 +380,7 @@ def tried(target: Target, data: bytes, folder: Path) -> str | None:
         plain = said.strip() and "\n" not in said
         return f"{REFUSED}{said}" if plain else f"its refusal is not one line: {said[:200]!r}"
     except Late:
-        return f"takes more than {PATIENCE} s"
+        return f"takes more than {patience} s"
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:200]}"
     finally:
@@ -417,7 +417,7 @@ def child(name: str, runs: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for data in corpus:  # loads everything there is to load, and has to be sound
-            fault = tried(target, data, folder)
+            fault = tried(target, data, folder, 20 * PATIENCE)
             if fault is not None:
                 raise SystemExit(f"{name}: a sound file is not read: {fault}")
         now = int(

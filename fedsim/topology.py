@@ -309,11 +309,10 @@ def _numbered(found: Graph, labelled: bool = False, directed: bool = False) -> G
     order = sorted(found, key=_natural)
     place = {node: i for i, node in enumerate(order)}
     graph: Graph = nx.DiGraph() if directed else nx.Graph()
-    graph.graph.update(found.graph)  # not as arguments, and so below: a file may call its attributes what it likes
+    graph.graph.update(found.graph)  # not as arguments: a file may call its attributes what it likes
     for node, i in place.items():
         name = {"label": str(node)} if labelled or not isinstance(node, int) else {}
-        graph.add_node(i)
-        graph.nodes[i].update(name | found.nodes[node])
+        graph.add_node(i, **name | found.nodes[node])
     edges: dict[tuple[int, int], dict[str, Any]] = {}
     for a, b, attributes in found.edges(data=True):
         one, other = place[a], place[b]
