@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedsim.cli.base import app
-from fedsim.cli.run import carry_out
+from fedsim.cli.carry import carry_out
+from fedsim.cli.interrupt import Terminated
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -159,7 +160,7 @@ def _sweep(made: Sweep, folder: Path, begun: bool, quiet: bool, metric: str | No
                 spent.append(time.monotonic() - clock)
                 states[cell.number] = folders.state(folder, cell, work) or {}
                 folders.write_index(folder, made, states)
-        except (KeyboardInterrupt, OSError):
+        except (KeyboardInterrupt, Terminated, OSError):
             typer.echo(f"{len(states)} of {len(made.cells)} cells are over; go on with: fedsim sweep --resume {folder}",
                        err=True)  # fmt: skip
             raise

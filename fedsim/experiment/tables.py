@@ -59,6 +59,7 @@ class RunTable:
     eval_every: int = 10  # rounds; the first model and the last are always evaluated
     eval_nodes: int | None = None  # in gossip: how many nodes are tested, drawn per seed; None: all
     eval_train: bool = True  # also the training objective, over all training data
+    checkpoint_every: int | None = None  # rounds; left out: every minute or so, for at most 1 % of the time
     ledger: bool = True  # also with what weight every client's updates have entered the model
     optimum: bool = False  # also what keeps the model from the minimum: convex models only, takes a while
     device: str = "auto"
@@ -70,7 +71,7 @@ class RunTable:
     threads: int | None = None  # of the CPU; left out: as many as torch likes
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "eval_every", "eval_nodes", "chunk", "together", "threads"):
+        for name in ("rounds", "eval_every", "eval_nodes", "checkpoint_every", "chunk", "together", "threads"):
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**31:
                 raise ValueError(f"{name} must be at least 1 and below 2^31, got {value}")
