@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import random
 import re
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +22,7 @@ from torch import Tensor
 
 from fedsim import cli, compare, experiment, standing, strategies
 from fedsim.engine import Stacked
+from fedsim.lock import Lock, Taken
 from fedsim.record import read_metrics, read_result, read_times
 from fedsim.standing import Saved, latest, save
 from fedsim.strategy import Round, ServerStrategy
@@ -427,3 +433,186 @@ def test_another_torch_is_said(
     kept = json.loads((run / "environment.json").read_text())
     assert kept["packages"]["torch"] == "1.0"
     assert [one["packages"]["torch"] for one in kept["resumed"]] == [str(torch.__version__)]
+
+
+# --- killed, interrupted ----------------------------------------------------------------------------------------------
+
+
+def begun(arguments: list[str | Path]) -> int:
+    """A command in a process of its own, that has all imported already; its process id."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            with (
+                open(os.devnull, "w") as nothing,
+                contextlib.redirect_stdout(nothing),
+                contextlib.redirect_stderr(nothing),
+            ):
+                cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            os._exit(code)
+    return child
+
+
+def ended(child: int) -> int:
+    """How a process ended: its exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def grown(path: Path, size: int) -> None:
+    """Wait until a file is that large."""
+    patience = time.monotonic() + 30
+    while not (path.exists() and path.stat().st_size >= size):
+        assert time.monotonic() < patience
+        time.sleep(0.002)
+
+
+def test_killed_again_and_again(straight: Path, tmp_path: Path) -> None:
+    """SIGKILL at random moments, until one gets through. benchmarks/kill_stress.py does it hundreds of times."""
+    (tmp_path / "small.toml").write_text(FILE)
+    run, dice, kills = tmp_path / "run", random.Random(5), 0
+    command: list[str | Path] = ["run", tmp_path / "small.toml", "--out", run, "--quiet"]
+    while True:
+        child = begun(command)
+        if kills < 6:
+            time.sleep(dice.uniform(0.05, 0.6))
+            os.kill(child, signal.SIGKILL)
+        if (code := ended(child)) >= 0:
+            break
+        kills += 1
+        if (run / "experiment.toml").exists():
+            command = ["resume", run, "--quiet"]
+    assert code == 0
+    assert kills >= 3
+    same(run, straight)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_it_saves_and_goes_on(straight: Path, tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    """checkpoint-every is more than there are rounds: what is saved is saved because of the signal."""
+    (tmp_path / "small.toml").write_text(FILE)
+    run = tmp_path / "run"
+    never = ("--set", "run.checkpoint-every=1000", "--set", "run.together=6")
+    child = begun(["run", tmp_path / "small.toml", "--out", run, "--quiet", *never])
+    grown(run / "metrics.csv", 5000)
+    os.kill(child, sent)
+    assert ended(child) == code
+    saved, _ = latest(run)
+    assert saved is not None
+    assert len(saved.rounds) == 6
+    assert saved.also["sizes"]["metrics.csv"] == (run / "metrics.csv").stat().st_size  # nothing is lost
+    assert not (run / ".lock").exists()
+    assert ended(begun(["resume", run, "--quiet"])) == 0
+    rows = sorted(read_metrics(run)), sorted(read_metrics(straight))
+    assert rows[0] == rows[1]
+
+
+def test_ctrl_c_twice_ends_at_once_and_harms_nothing(straight: Path, tmp_path: Path) -> None:
+    """The second one comes in the middle of the round that the first one waits for."""
+    (tmp_path / "small.toml").write_text(FILE)
+    run = tmp_path / "run"
+    slow = ["run", tmp_path / "small.toml", "--out", run, "--quiet"]
+    advance = compare.advance
+    reached = tmp_path / "reached"
+
+    def crawling(*arguments: Any) -> Any:
+        for i, turn in enumerate(advance(*arguments)):
+            if turn[1].step.t == 17:
+                reached.touch()
+                time.sleep(0.3 if i == 0 else 60)
+            yield turn
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "advance", crawling)
+        child = begun(slow)
+    while not reached.exists():
+        time.sleep(0.005)
+    os.kill(child, signal.SIGINT)
+    time.sleep(0.5)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it waits
+    clock = time.monotonic()
+    os.kill(child, signal.SIGINT)
+    assert ended(child) == 130
+    assert time.monotonic() - clock < 5
+    saved, _ = latest(run)
+    assert saved is not None
+    assert saved.rounds == [15] * 4
+    assert ended(begun(["resume", run, "--quiet"])) == 0
+    same(run, straight)
+
+
+# --- one at a time ----------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_do_not_share_a_folder(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever comes second is told who is there, and changes nothing; a kill leaves nobody out."""
+    (tmp_path / "small.toml").write_text(FILE)
+    run = tmp_path / "run"
+    child = begun(["run", tmp_path / "small.toml", "--out", run, "--quiet", "--set", "run.rounds=100000"])
+    try:
+        grown(run / "metrics.csv", 5000)
+        assert command("resume", run) == 2
+        error = capsys.readouterr().err
+        assert error == f"fedsim: process {child} is at work in {run}; wait until it is over, or end it\n"
+        with pytest.raises(Taken, match=f"process {child} is at work"):
+            Lock(run)
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert ended(child) == -signal.SIGKILL
+    assert (run / ".lock").exists()
+    Lock(run).release()
+    assert not (run / ".lock").exists()
+    with Held(tmp_path / "new"):  # at the same moment as another: before either has written anything
+        assert command("run", tmp_path / "small.toml", "--out", tmp_path / "new", "--quiet") == 2
+        assert f"process {os.getpid()} is at work in {tmp_path / 'new'}" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
+
+
+class Held:
+    """A folder that somebody has."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.lock = Lock(folder)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+        self.lock.release()  # twice is once
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    Lock(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Flower's ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_strategy_of_flower_begins_again_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It keeps its state to itself. Its rows are made again, the same."""
+    pytest.importorskip("flwr")
+    text = FILE.replace("[run]", '[[strategy]]\nname = "flwr:FedAdam"\n[run]').replace("rounds = 40", "rounds = 8")
+    (tmp_path / "small.toml").write_text(text)
+    assert command("run", tmp_path / "small.toml", "--out", tmp_path / "straight", "--quiet") == 0
+    run = tmp_path / "run"
+    stopped(run, monkeypatch, 6 * 4 + 3)
+    assert command("resume", run) == 0
+    error = capsys.readouterr().err
+    assert "goes on from the next of its runs: of 8 runs 6 are over, 0 under way\n" in error
+    assert "flwr:FedAdam keeps its state to itself" in error
+    same(run, tmp_path / "straight")

@@ -75,6 +75,7 @@ def _over(run: Path, quiet: bool, results: bool) -> None:
 
 def _go_on(experiment: Experiment, run: Path, before: Mapping[str, Any], quiet: bool, results: bool) -> bool:
     from fedsim import compare, standing
+    from fedsim.playing import owns_its_loop
     from fedsim.record import RunFolder, environment, lacking
 
     experiment = compare.settle(experiment)
@@ -92,6 +93,11 @@ def _go_on(experiment: Experiment, run: Path, before: Mapping[str, Any], quiet: 
             where = f"round {min(under_way)} of {experiment.run.rounds}" if under_way else "the next of its runs"
             stand = f"of {total} runs {len(saved.over)} are over, {len(under_way)} under way"
             typer.echo(f"{run} goes on from {where}: {stand}", err=True)
+        ended = [] if saved is None else saved.over
+        for label in dict.fromkeys(entry.label for entry in experiment.entries if owns_its_loop(entry)):
+            if any((label, seed) not in ended for seed in experiment.run.seeds):
+                typer.echo(f"{label} keeps its state to itself, as Flower's strategies do: a run of it that was under "
+                           "way begins again", err=True)  # fmt: skip
     if saved is None:
         standing.discard(run)
     return carry_out(experiment, None, quiet, None, results, (record, saved))
