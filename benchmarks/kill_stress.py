@@ -116,7 +116,7 @@ def to_the_end(file: Path, run: Path, longest: float, dice: random.Random) -> Co
         if code == 0:
             return found
         found["kills"] += 1
-        left = list(run.glob("**/.*.tmp"))
+        left = list(run.glob("**/.*.[tp]*[pl]"))
         found["in the middle of replacing a file"] += bool(left)
         if not (run / "experiment.toml").exists():
             found["before there was a folder"] += 1

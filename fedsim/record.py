@@ -134,7 +134,7 @@ class RunFolder:
             if there is not None and (short := lacking(self.path, there)):
                 raise ValueError(short)
             for left in self.path.iterdir():
-                if re.fullmatch(r"\..+\.\d+\.tmp", left.name):  # of a process that was killed while it wrote
+                if re.fullmatch(r"\..+\.\d+\.(tmp|partial)", left.name):  # of a process that was killed while it wrote
                     left.unlink(missing_ok=True)
             sizes = {} if there is None else there["sizes"]
             for name in (*GROWING, *NOTES):

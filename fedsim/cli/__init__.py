@@ -22,6 +22,7 @@ from fedsim.cli import (  # in the order of `fedsim --help`
     sweep,
     topology,
     tune,
+    verify,
 )  # fmt: skip
 from fedsim.cli.base import app
 from fedsim.cli.interrupt import Terminated
@@ -39,6 +40,7 @@ __all__ = [
     "sweep",
     "topology",
     "tune",
+    "verify",
 ]
 
 
