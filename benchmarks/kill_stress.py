@@ -4,8 +4,9 @@
 
 Every strategy of `fedsim.strategies` and a few wrapped ones, two seeds each, on a small task with checkpoint-every = 3,
 seven strategies to a comparison, by the command's own code in processes of their own (all but the drawing, which takes
-longer than the rest). A process gets SIGKILL after a time drawn evenly from nothing to half of what it would take;
-`fedsim resume` follows, is killed in its turn, and so on until one gets through. Then metrics.csv, hashes.csv,
+longer than the rest). A process gets SIGKILL after a time drawn evenly from nothing to half of what it would take
+(5 % more after each kill, or a busy machine would never let one through); `fedsim resume` follows, is killed in its
+turn, and so on until one gets through. Then metrics.csv, hashes.csv,
 clients.csv and the resolved experiment must be those of the comparison that nothing happened to, byte for byte, and
 result.json too but for times; and nothing else may lie around. Then anew with the next seven and other moments, until
 the time is up. A process that ends otherwise than by the kill, or well, ends the script with an error.
@@ -116,6 +117,7 @@ def to_the_end(file: Path, run: Path, longest: float, dice: random.Random) -> Co
         if code == 0:
             return found
         found["kills"] += 1
+        longest *= 1.05
         left = list(run.glob("**/.*.[tp]*[pl]"))
         found["in the middle of replacing a file"] += bool(left)
         if not (run / "experiment.toml").exists():

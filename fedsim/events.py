@@ -88,7 +88,8 @@ class Failed(NamedTuple):
 
 
 class Absent(NamedTuple):
-    """Somebody was asked to train, and did not answer with anything usable. Only remote clients do that."""
+    """Somebody was asked to train, and did not answer with anything usable: a remote client, or one whose update is
+    not finite where on-divergence = "drop"."""
 
     strategy: str
     seed: int

@@ -27,26 +27,19 @@ def writing(path: Path) -> Iterator[None]:
         raise CannotWrite(f"cannot write {path}: {reason}; make room or choose another folder with --out") from error
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A place beside a file, for the block to write; then it is that file, on the disk. A crash or a full disk leaves
-    what was there before."""
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file as a whole: a crash or a full disk leaves what was there before."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path):
-            yield beside
-            with open(beside, "rb+") as file:
+            with open(beside, "wb") as file:
+                file.write(data)
+                file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: a crash or a full disk leaves what was there before."""
-    with replacing(path) as beside, open(beside, "wb") as file:
-        file.write(data)
 
 
 def flush_folder(path: Path) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim.events import Clients, Event, Failed, Finished, Measured, Played, Timed
-from fedsim.lockstep import Turn
+from fedsim.events import Absent, Clients, Event, Failed, Finished, Measured, Played, Timed
+from fedsim.lockstep import Turn, exhausted
 from fedsim.standing import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedsim.engine import Engine
+    from fedsim.engine.plan import Job
     from fedsim.experiment import Entry, Experiment
     from fedsim.ledger import Book
     from fedsim.measure import PerClient
@@ -57,7 +59,7 @@ def start(
     """A run at its first model, or where it was when it was saved. `alone` holds, by seed, how the clients fare by
     themselves, as far as that is known; `engine` is for a strategy that owns its loop."""
     from fedsim import keyed, ledger
-    from fedsim.simulation import begin, first_model, rounds
+    from fedsim.simulation import begin, dropping, first_model, rounds
 
     seed = world.seed
     if owns_its_loop(entry):
@@ -78,7 +80,14 @@ def start(
     turns = rounds(
         world.task, strategy, world.schedule, entry.local, seed=seed, p=world.p, state=progress.state, t=progress.done
     )
-    telling = tell(experiment, world, entry, strategy, strategy.model(progress.state), alone, progress)
+    lost: list[Absent] = []
+
+    def note(job: Job, client: int) -> None:
+        lost.append(Absent(entry.label, seed, job.t + 1, client, "its update is not finite (NaN or infinity)"))
+
+    if experiment.run.on_divergence == "drop":
+        turns = dropping(turns, note)
+    telling = tell(experiment, world, entry, strategy, strategy.model(progress.state), alone, progress, lost)
     return Run(world, turns, telling, bytes, (entry.label, seed), progress)
 
 
@@ -104,10 +113,10 @@ def weight(state: Any, seen: int) -> int:
 
 def tell(
     experiment: Experiment, world: World, entry: Entry, strategy: Any, model: Tensor, alone: dict[int, Clients],
-    progress: Progress | None = None,
+    progress: Progress | None = None, lost: list[Absent] | None = None,
 ) -> Telling:  # fmt: skip
-    """What happens in a run, from its first model or a later one on. `strategy` is None for one that owns its loop."""
-    import torch
+    """What happens in a run, from its first model or a later one on. `strategy` is None for one that owns its loop.
+    Whoever was `lost` in a round is told of when it is over."""
 
     from fedsim import clients, hashes
 
@@ -147,6 +156,8 @@ def tell(
             turn = yield None
             clock = time.perf_counter()
             assert turn is not None
+            while lost:
+                yield lost.pop(0)
             spent["training"] += turn.training
             spent["aggregation"] += turn.own
             if isinstance(turn.step, Exception):
@@ -166,9 +177,10 @@ def tell(
     except ValueError as fault:
         yield Failed(entry.label, seed, so_far.done, str(fault))
         return
-    except torch.OutOfMemoryError:
-        reason = f"{experiment.run.device} is out of memory; lower run.memory (now {experiment.run.memory})"
-        yield Failed(entry.label, seed, so_far.done, reason)
+    except (RuntimeError, MemoryError) as fault:
+        if not exhausted(fault):
+            raise
+        yield Failed(entry.label, seed, so_far.done, no_room(experiment, str(fault)))
         return
     summary = None
     if figures is not None:
@@ -192,6 +204,24 @@ def tell(
         spent,
         left,
     )
+
+
+def no_room(experiment: Experiment, said: str) -> str:
+    """That memory did not suffice, with what is known of how much there was, and what to do."""
+    import torch
+
+    run = experiment.run
+    tried = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", said)
+    parts = [f"tried to allocate {tried[1]}"] if tried else []
+    if run.device.startswith("cuda"):
+        free, whole = torch.cuda.mem_get_info(torch.device(run.device))
+        parts.append(f"{free / 2**30:.1f} of {whole / 2**30:.1f} GiB are free")
+    parts.append(f"run.memory is {run.memory}")
+    advice = "lower run.memory"
+    if run.engine == "stacked" and run.chunk is not None:
+        parts.append(f"run.chunk is {run.chunk}")
+        advice += f", or set run.chunk = {run.chunk // 2}" if run.chunk > 1 else ""
+    return f"{run.device} is out of memory ({', '.join(parts)}); {advice}"
 
 
 def trains_alone(entry: Entry) -> bool:

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fedsim import hashes
 from fedsim.checkpoint import load_checkpoint, save_checkpoint
 from fedsim.clients import LISTED
+from fedsim.events import Absent, Heard
 from fedsim.files import CannotWrite, write_atomically, write_json, write_text, writing
 from fedsim.lock import Lock
 
@@ -283,6 +284,20 @@ class RunFolder:
 
     def _text(self, name: str, text: str) -> None:
         write_text(self.path / name, text)
+
+
+def note(folder: Path, event: Absent | Heard) -> None:
+    """Adds to a run folder's absences.csv or, one line per number, to its replies.csv."""
+    if isinstance(event, Absent):
+        path, columns, lines = folder / "absences.csv", list(event._fields), [list(event)]
+    else:
+        path, columns = folder / "replies.csv", [*event._fields[:3], "client", "metric", "value"]
+        each = ((i, name, value) for i, said in event.replies.items() for name, value in said.items())
+        lines = [[*event[:3], i, name, repr(value)] for i, name, value in each]
+    with writing(path), open(path, "a", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerows([columns] if file.tell() == 0 else [])
+        rows.writerows(lines)
 
 
 def check_free(path: Path) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from fedsim.checkpoint import take_apart, taken_together
 from fedsim.events import Clients, Stand
-from fedsim.files import flush_folder, replacing, write_atomically, writing
+from fedsim.files import flush_folder, write_atomically, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,7 @@ def fingerprint(task: Task, schedule: Schedule) -> str:
 def save(run: Path, stand: Stand, also: Mapping[str, Any] | None = None) -> Path:
     """Writes a checkpoint into a run folder, and lets go of all but the last `KEPT`; `also` is kept with it, and is
     anything that JSON holds. Raises OSError with one line where it cannot be written, and leaves those before it."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     folder = run / FOLDER
     with writing(folder):
@@ -85,10 +85,11 @@ def save(run: Path, stand: Stand, also: Mapping[str, Any] | None = None) -> Path
         state = take_apart(progress.state, f"{i}.state", tensors)
         twin = None if progress.book is None else take_apart(progress.book.twin, f"{i}.ledger", tensors)
         runs.append({"strategy": label, "seed": seed, **progress.numbers(), "state": state, "ledger": twin})
-    with replacing(path.with_suffix(".safetensors")) as beside:
-        beside.touch()  # with the rights of any new file; save_file would make one that is its owner's alone
-        save_file(tensors, beside)
-        digest = _digest(beside)
+    data = to_bytes(tensors)
+    tensors.clear()
+    digest = hashlib.sha256(data).hexdigest()
+    write_atomically(path.with_suffix(".safetensors"), data)
+    del data
     alone = [
         {"strategy": said.strategy, "seed": seed, "table": {name: _listed(c) for name, c in said.table.items()}}
         for seed, said in stand.alone.items()

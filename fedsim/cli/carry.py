@@ -96,7 +96,7 @@ def carry_out(
     from fedsim import compare, standing
     from fedsim.cli.progress import Bar
     from fedsim.cli.summary import print_summary
-    from fedsim.record import RunFolder, environment
+    from fedsim.record import RunFolder, environment, note
     from fedsim.report import write_figures
     from fedsim.report.page import PAGE, write_page
 
@@ -145,8 +145,6 @@ def carry_out(
                     case compare.Timed():
                         record.timed(*event)
                     case compare.Absent() | compare.Heard():
-                        from fedsim.flower.app import note
-
                         note(folder, event)
                         absences += isinstance(event, compare.Absent)
                     case compare.Clients():
@@ -183,8 +181,8 @@ def carry_out(
     for failure in failures:
         typer.echo(f"fedsim: {failure}", err=True)
     if absences:
-        screen.print(f"{absences} times a client was asked and did not answer: {folder / 'absences.csv'} says why",
-                     soft_wrap=True)  # fmt: skip
+        said = f"{absences} times a client was asked and did not answer, or with nothing usable"
+        screen.print(f"{said}: {folder / 'absences.csv'} says why", soft_wrap=True)
     if results and not quiet:
         if finished:
             print_summary(folder, Console())

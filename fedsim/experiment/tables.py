@@ -60,6 +60,7 @@ class RunTable:
     eval_nodes: int | None = None  # in gossip: how many nodes are tested, drawn per seed; None: all
     eval_train: bool = True  # also the training objective, over all training data
     checkpoint_every: int | None = None  # rounds; left out: every minute or so, for at most 1 % of the time
+    on_divergence: Literal["stop", "drop"] = "stop"  # a client's update that is not finite ends the run, or is left out
     ledger: bool = True  # also with what weight every client's updates have entered the model
     optimum: bool = False  # also what keeps the model from the minimum: convex models only, takes a while
     device: str = "auto"
@@ -150,6 +151,12 @@ class Experiment:
         if self.run.optimum and not getattr(self.task.model, "convex", False):
             raise ValueError(
                 "[run] optimum needs a convex model, which has one minimum: logistic, or scalar; or leave optimum out"
+            )
+        theirs = [entry.label for entry in self.entries if isinstance(entry.strategy, Bundled)]
+        if self.run.on_divergence == "drop" and theirs:
+            raise ValueError(
+                f'[run] on-divergence = "drop" is not for strategies of Flower, which hear their clients themselves: '
+                f"leave out {theirs[0]}, or on-divergence"
             )
         if self.run.optimum and not self.run.eval_train:
             raise ValueError("[run] optimum needs the training objective: set eval-train = true")
