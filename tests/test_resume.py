@@ -523,7 +523,7 @@ def test_ctrl_c_twice_ends_at_once_and_harms_nothing(straight: Path, tmp_path: P
         for i, turn in enumerate(advance(*arguments)):
             if turn[1].step.t == 17:
                 reached.touch()
-                time.sleep(0.3 if i == 0 else 60)
+                time.sleep(0.3 if i == 0 else 15)
             yield turn
 
     with pytest.MonkeyPatch.context() as patch:
