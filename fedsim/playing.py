@@ -96,11 +96,12 @@ def tell(
     """What happens in a run, from its first model on. `strategy` is None for one that owns its loop."""
     import torch
 
-    from fedsim import clients, keyed, ledger
+    from fedsim import clients, keyed, ledger, speed
 
     every, seed = experiment.run.eval_every, world.seed
     rounds = experiment.run.rounds
     spent = {"training": 0.0, "aggregation": 0.0, "evaluation": 0.0}
+    recording, meter = 0.0, speed.Meter(world.task, entry.local, world.schedule)
     trainings, up, down, done, k = 0, 0, 0, 0, 0
     step: Any = None
     losses: Any = None  # of the last round
@@ -120,11 +121,13 @@ def tell(
                     metrics |= getattr(step, "metrics", {})
                 history[done] = metrics
             spent["evaluation"] += time.perf_counter() - clock  # keeping the book included
+            clock = time.perf_counter()  # whoever listens writes it down before the next word
             if done in history:
                 yield Measured(entry.label, seed, done, metrics)
                 yield Timed(entry.label, seed, done, sum(spent.values()))
             if done:
                 yield Played(entry.label, seed, done, k)
+            recording += time.perf_counter() - clock
             if done == rounds:
                 break
             turn = yield None
@@ -139,6 +142,7 @@ def tell(
             trainings, up, down = trainings + k, up + step.traffic.up, down + step.traffic.down
             if book is not None:
                 book.enter(step.round)
+            meter.played(step.t, step.round.who)
             losses = step.round.loss
             step = step._replace(round=None)  # clients' moves are let go of: many runs may wait for each other
             del turn
@@ -156,7 +160,9 @@ def tell(
     if figures is not None:
         table = clients.table(world.task, world.schedule, figures, world.p, None if book is None else book.shares())
         said = Clients(entry.label, seed, table)
+        clock = time.perf_counter()
         yield said
+        recording += time.perf_counter() - clock
         summary = clients.summary(table)
         if seed in alone:
             summary["harm"] = {"against": alone[seed].strategy, **clients.harm(table, alone[seed].table)}
@@ -171,8 +177,9 @@ def tell(
         sum(spent.values()),
         trainings / max(spent["training"], 1e-9),
         summary,
-        spent,
+        spent | {"recording": recording},
         left,
+        meter.told(spent["training"]),
     )
 
 
