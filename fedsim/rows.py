@@ -137,9 +137,9 @@ class Rows:
 
         k, size = len(who), self.table.shape[1]
         weight = torch.cat([w, self.p[who][None]])
-        new, old = (torch.zeros((len(weight), size), dtype=torch.float64, device=self.total.device) for _ in range(2))
+        new, old = (torch.zeros((len(w), size), dtype=torch.float64, device=self.total.device) for _ in range(2))
         if not k:
-            return new[:-1], old[:-1]
+            return new, old
         self._reserve(k)
         known = self.slot[who]
         unknown = known < 0
@@ -158,11 +158,13 @@ class Rows:
                 rows = slice(top, min(top + tall, k))
                 at = (rows.stop - top, columns.stop - left)
                 exact = between[: at[0] * at[1]].view(at)
-                new[:, columns].addmm_(weight[:, rows], exact.copy_(values[rows, columns]))
-                old[:, columns].addmm_(weight[:, rows], exact.copy_(self._read(known[rows] + 1, columns)))
+                sums = weight[:, rows] @ exact.copy_(values[rows, columns])
+                gone = weight[:, rows] @ exact.copy_(self._read(known[rows] + 1, columns))
+                new[:, columns] += sums[:-1]
+                old[:, columns] += gone[:-1]
+                self.total[columns] += sums[-1] - gone[-1]
         self._write(slot + 1, values)
-        self.total += new[-1] - old[-1]
-        return new[:-1], old[:-1]
+        return new, old
 
     def _read(self, place: Tensor, columns: slice = EVERYTHING) -> Tensor:
         """Rows of the table [k, ...], or columns of them, on the training device."""
