@@ -7,14 +7,15 @@ chunk, threads and dtype fixed a client's numbers are bit-identical whoever trai
 
 from __future__ import annotations
 
-import heapq
 import itertools
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.engine import rooms, workers
-from fedsim.engine.plan import Answer, Job, counts, minibatches, refuse, spans, width
+from fedsim.engine.plan import Answer, Job, counts, deal, minibatches, refuse, spans, width
 from fedsim.strategy import Work
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Stacked:
             torch.zeros(len(steps), dtype=task.dtype, device=task.device), last_velocity,
         )  # fmt: skip
         dealt = workers.shares(steps, self.chunk, task.device)
-        workers.each(lambda members: self._turns(cohort, members), dealt, task.device)
+        workers.each(lambda members: self._fitting(cohort, members), dealt, task.device)
 
         answers, begin = [], 0
         for one, taken in zip(jobs, each, strict=True):
@@ -96,6 +97,23 @@ class Stacked:
             span = spans(one.local, taken, one.t, one.work)
             answers.append(Answer(one.who, delta[mine], span, cohort.loss[mine], told))
         return answers
+
+    def _fitting(self, cohort: Cohort, members: list[int]) -> None:
+        """`_turns`, in fewer lanes where the device has no memory for so many. Says so: the numbers are then those of
+        the smaller chunk, which are the same to rounding."""
+        import torch
+
+        fewer = self
+        while True:
+            try:
+                return fewer._turns(cohort, members)
+            except torch.OutOfMemoryError:
+                if fewer.chunk == 1:
+                    raise
+                fewer = Stacked(fewer.chunk // 2)
+                rooms.clear()
+                what = f"{cohort.task.device} has no memory for {2 * fewer.chunk} clients side by side"
+                warnings.warn(f"{what}; going on with {fewer.chunk} (set chunk = {fewer.chunk})", stacklevel=2)
 
     def _turns(self, cohort: Cohort, members: list[int]) -> None:
         """Trains these clients of a cohort in the lanes of one room, and writes down how far each moved, its loss and
@@ -129,20 +147,19 @@ class Stacked:
             weight = counted.to(task.dtype) / count.clamp(min=1)[..., None]
             rate = cohort.rates[job[:, cut]]  # [c, S]
             number[:, cut] = count.to(task.dtype)
-            for s in range(count.shape[1]):
-                worth = rate[:, s] if cohort.plain else None  # a plain step's gradients come out times lr
-                *slopes, value = room.gradients(pool[:, s], weight[:, s], step_keys[:, s], worth)
+            columns = zip(*(each.unbind(1) for each in (pool, weight, step_keys, rate)), strict=True)
+            for s, (places, shares, step, lr) in enumerate(columns):
+                worth = lr if cohort.plain else None  # a plain step's gradients are taken off times lr
+                *slopes, value = room.gradients(places, shares, step, worth)
                 values[:, begin + s] = value
-                if flat is None:
-                    torch._foreach_sub_(room.views, slopes)
-                else:
+                if flat is not None:
                     for view, slope in zip(task.layout.views(flat).values(), slopes, strict=True):
                         view.copy_(slope)
                     start = None if is_number(work.mu, 0.0) else bank[cohort.at_bank[at]]
                     adjust(flat, y, work, start, local, at)
                     if velocity is not None:
                         velocity.mul_(local.momentum).add_(flat)
-                    y.sub_(torch.mul(flat if velocity is None else velocity, rate[:, s, None], out=flat))
+                    y.sub_(torch.mul(flat if velocity is None else velocity, lr[:, None], out=flat))
                 changes = lanes.changes(begin + s)
                 if changes[0]:  # lanes whose client has taken its last step; the next one gets in
                     over, done, going, following = (torch.tensor(i, dtype=torch.int64).to(device) for i in changes)
@@ -218,13 +235,8 @@ class Lanes:
     def __init__(self, steps: list[int], chunk: int) -> None:
         import torch
 
-        lanes: list[list[int]] = [[] for _ in range(chunk)]
-        loads = [(0, lane) for lane in range(chunk)]
-        for j in sorted(range(len(steps)), key=steps.__getitem__, reverse=True):  # longest first, to the least loaded
-            load, lane = heapq.heappop(loads)
-            lanes[lane].append(j)
-            heapq.heappush(loads, (load + steps[j], lane))
-        self.length = max(load for load, _ in loads)
+        lanes = deal(steps, chunk)
+        self.length = max(sum(steps[j] for j in members) for members in lanes)
         self.job = torch.zeros((chunk, max(self.length, 1)), dtype=torch.int64)
         self.tau = torch.full_like(self.job, -1)
         self._changes: dict[int, list[tuple[int, int, int]]] = {}
@@ -329,9 +341,12 @@ def choose(task: Task, local: LocalSGD, cohort: float, memory: int = 2**30) -> S
     """A stacked engine for cohorts of that typical size whose chunk fits `memory` bytes: decided once, then fixed.
 
     Counted are a client's vectors and the activations that one forward pass keeps for the backward pass. More lanes
-    than the longest client's turn leaves work for would idle. A CPU gains nothing from more than 16, loses where models
+    than the longest client's turn leaves work for would idle. A CPU gains nothing from more than 32, loses where models
     and gradients outgrow its caches, and has no good convolution for several models at once: those train one by one.
+    There, clients are dealt to as many workers as torch has threads, and to lanes that all have the same to do.
     """
+    import torch
+
     from fedsim.engine.plan import activations
 
     kept, convolves = activations(task, width(task, local))
@@ -342,6 +357,13 @@ def choose(task: Task, local: LocalSGD, cohort: float, memory: int = 2**30) -> S
     useful = cohort * (sum(steps) / len(steps)) / max(steps)
     most = 512
     if task.device.type == "cpu":
-        most = 1 if convolves else max(1, min(16, NEAR // (2 * model)))
-        memory = min(memory, CACHE)
-    return Stacked(chunk=max(1, min(most, round(useful), memory // max(each, 1))))
+        most = 1 if convolves else max(1, min(32, NEAR // (2 * model)))
+        memory, useful = min(memory, CACHE), useful / min(torch.get_num_threads(), workers.MOST)
+    most = max(1, min(most, memory // max(each, 1)))
+    useful = max(1, round(useful))
+    return Stacked(chunk=math.ceil(useful / math.ceil(useful / most)))
+
+
+def common(task: Task, locals: Iterable[LocalSGD], cohort: float, memory: int) -> Stacked:
+    """One engine for several ways of training: the smallest of the chunks that suit each."""
+    return min((choose(task, local, cohort, memory) for local in set(locals)), key=lambda engine: engine.chunk)

@@ -7,10 +7,12 @@ different workers do run at the same time.
 from __future__ import annotations
 
 import functools
-import heapq
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+
+from fedsim.engine import heap
+from fedsim.engine.plan import deal
 
 if TYPE_CHECKING:
     import torch
@@ -26,13 +28,7 @@ def shares(steps: Sequence[int], chunk: int, device: torch.device) -> list[list[
     many = min(torch.get_num_threads(), MOST, -(-len(steps) // chunk)) if device.type == "cpu" else 1
     if many <= 1:
         return [list(range(len(steps)))]
-    dealt: list[list[int]] = [[] for _ in range(many)]
-    loads = [(0, worker) for worker in range(many)]
-    for j in sorted(range(len(steps)), key=steps.__getitem__, reverse=True):
-        load, worker = heapq.heappop(loads)
-        dealt[worker].append(j)
-        heapq.heappush(loads, (load + steps[j], worker))
-    return dealt
+    return deal(steps, many)
 
 
 @functools.cache
@@ -46,6 +42,8 @@ def each(work: Callable[[list[int]], None], parts: Sequence[list[int]], device: 
     one thread in each, however many parts there are: with how many it does can change the last bits."""
     import torch
 
+    if device.type == "cpu":
+        heap.keep()
     threads = torch.get_num_threads()
     if device.type != "cpu" or (threads == 1 and len(parts) == 1):
         for part in parts:
