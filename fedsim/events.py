@@ -74,8 +74,12 @@ class Finished(NamedTuple):
     seconds: float  # evaluations included
     client_trainings_per_second: float  # of the engine's time; evaluations and aggregation left out
     clients: dict[str, Any] | None = None  # `fedsim.clients.summary`, and "harm"; None: clients were not measured
-    spent: dict[str, float] | None = None  # seconds of "training", "aggregation" (all that strategies do), "evaluation"
+    spent: dict[str, float] | None = (
+        None  # seconds of "training", "aggregation" (all that strategies do), "evaluation",
+    )
+    # and "recording" (whatever the caller does with what it is told), which is no part of the run's own seconds
     error: dict[str, Any] | None = None  # `fedsim.optimum.Split`, or how far from the minimum and why no more is known
+    speed: dict[str, Any] | None = None  # `fedsim.speed.Meter.told`
 
 
 class Failed(NamedTuple):

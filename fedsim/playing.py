@@ -118,12 +118,14 @@ def tell(
     """What happens in a run, from its first model or a later one on. `strategy` is None for one that owns its loop.
     Whoever was `lost` in a round is told of when it is over."""
 
-    from fedsim import clients, hashes
+    from fedsim import clients, hashes, speed
 
     every, seed = experiment.run.eval_every, world.seed
     rounds = experiment.run.rounds
     so_far = Progress(None) if progress is None else progress
     spent, book = so_far.spent, so_far.book
+    before, recording = spent["training"], 0.0  # these and the meter count from here on
+    meter = speed.Meter(world.task, entry.local, world.schedule)
     goes_on = so_far.done > 0  # from what was recorded then
     k = 0
     step: Any = None
@@ -145,12 +147,14 @@ def tell(
                 digest = hashes.of_model(model)
             if not goes_on:
                 spent["evaluation"] += time.perf_counter() - clock  # keeping the book included
+            clock = time.perf_counter()  # whoever listens writes it down before the next word
             if due:
                 yield Measured(entry.label, seed, done, metrics, digest)
                 yield Timed(entry.label, seed, done, sum(spent.values()))
             if done and not goes_on:
                 yield Played(entry.label, seed, done, k)
             goes_on = False
+            recording += time.perf_counter() - clock
             if done == rounds:
                 break
             turn = yield None
@@ -168,6 +172,7 @@ def tell(
             so_far.up, so_far.down = so_far.up + step.traffic.up, so_far.down + step.traffic.down
             if book is not None:
                 book.enter(step.round)
+            meter.played(step.t, step.round.who)
             losses = step.round.loss
             step = step._replace(round=None)  # clients' moves are let go of: many runs may wait for each other
             del turn
@@ -186,7 +191,9 @@ def tell(
     if figures is not None:
         table = clients.table(world.task, world.schedule, figures, world.p, None if book is None else book.shares())
         said = Clients(entry.label, seed, table)
+        clock = time.perf_counter()
         yield said
+        recording += time.perf_counter() - clock
         summary = clients.summary(table)
         if seed in alone:
             summary["harm"] = {"against": alone[seed].strategy, **clients.harm(table, alone[seed].table)}
@@ -201,8 +208,9 @@ def tell(
         sum(spent.values()),
         so_far.trainings / max(spent["training"], 1e-9),
         summary,
-        spent,
+        spent | {"recording": recording},
         left,
+        meter.told(spent["training"] - before),
     )
 
 

@@ -165,7 +165,7 @@ def test_results_follow_from_the_metrics(ran: tuple[Path, subprocess.CompletedPr
     for run in runs:
         assert set(run) == {
             "strategy", "seed", "rounds", "final", "final_mean", "seconds", "client_trainings_per_second", "clients",
-            "spent",
+            "spent", "speed",
         }  # fmt: skip
         mine = [m for m in metrics if (m.strategy, m.seed) == (run["strategy"], run["seed"])]
         assert sorted({m.round for m in mine}) == [0, 4, 8, 10]

@@ -30,7 +30,9 @@ def verify(
         typer.Option("--set", metavar="KEY=VALUE", help="Run it in another way: run.engine, run.chunk, run.threads, "
                      "run.device, run.memory or run.together. Repeatable."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", callback=hush, help="Print nothing; the exit code says it.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", callback=hush, help="Print nothing; the exit code says it.")
+    ] = False,
 ) -> None:  # fmt: skip
     from fedsim import hashes
     from fedsim import verify as verifying
