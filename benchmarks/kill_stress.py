@@ -35,7 +35,7 @@ from fedsim.report import page
 
 RESULTS = Path(__file__).parent / "results"
 SAME = ("metrics.csv", "hashes.csv", "clients.csv", "experiment.toml")
-TIMES = ("seconds", "spent", "client_trainings_per_second")
+TIMES = ("seconds", "spent", "speed", "client_trainings_per_second")
 TABLES: dict[str, Any] = {
     "name": "killed",
     "task": {

@@ -89,7 +89,7 @@ def told(events: list[Any]) -> list[Any]:
         elif isinstance(event, compare.Clients):
             out.append((*event[:2], {name: column.tolist() for name, column in event.table.items()}))
         elif isinstance(event, compare.Finished):
-            out.append(event._replace(seconds=0, spent=None, client_trainings_per_second=0))
+            out.append(event._replace(seconds=0, spent=None, speed=None, client_trainings_per_second=0))
     return out
 
 
@@ -263,7 +263,7 @@ threads = 1
 device = "cpu"
 """
 SAME = ("metrics.csv", "hashes.csv", "clients.csv", "experiment.toml")
-TIMES = ("seconds", "spent", "client_trainings_per_second")
+TIMES = ("seconds", "spent", "speed", "client_trainings_per_second")
 
 
 @pytest.fixture(scope="module", autouse=True)
