@@ -58,7 +58,8 @@ def heavy(a: Tensor, b: Tensor) -> bool:
     """Whether a product a [..., m, k] @ b [..., k, n] is one for oneDNN."""
     import torch
 
-    return a.dtype == torch.float32 and a.shape[-2] * a.shape[-1] * b.shape[-1] >= HEAVY and onednn()
+    size = a.shape[-2] * a.shape[-1] * b.shape[-1]
+    return a.device.type == "cpu" and a.dtype == torch.float32 and size >= HEAVY and onednn()
 
 
 def multiplied(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -101,11 +102,16 @@ def affine(bias: Tensor, a: Tensor, b: Tensor) -> Way | None:
     return Way(lambda bias, a, b: multiplied(a, b, bias)) if bias.ndim == 1 and heavy(a, b) else None
 
 
+def taken_apart(a: Tensor, b: Tensor) -> bool:
+    """Whether a product is best taken off something model by model: of one model, or by oneDNN."""
+    return a.ndim == 2 or len(a) == 1 or heavy(a, b)
+
+
 def subtract(target: Tensor, a: Tensor, b: Tensor) -> list[Call]:
-    """The calls that do target -= a @ b, for one model or a stack of them: what a step takes off its weights."""
+    """The calls that do target -= a @ b, for each of a stack of models, or for one: what a step takes off weights."""
     import torch
 
-    if target.ndim == 3 and (len(target) == 1 or heavy(a, b)):
+    if target.ndim == 3:
         return [call for lane in zip(target, a, b, strict=True) for call in subtract(*lane)]
     if target.stride(-1) != 1 and target.stride(-2) == 1:
         return subtract(target.mT, b.mT, a.mT)
@@ -115,8 +121,7 @@ def subtract(target: Tensor, a: Tensor, b: Tensor) -> list[Call]:
             target.sub_(multiplied(a, b))
 
         return [(one, (target, a, b), {})]
-    add = torch.ops.aten.addmm.out if target.ndim == 2 else torch.ops.aten.baddbmm.out
-    return [(add, (target, a, b), {"alpha": -1, "out": target})]
+    return [(torch.ops.aten.addmm.out, (target, a, b), {"alpha": -1, "out": target})]
 
 
 # --- convolutions and pooling -----------------------------------------------------------------------------------------

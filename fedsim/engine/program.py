@@ -48,6 +48,7 @@ class Program:
         self.function: Function | None = function  # None: the trace does without it, or it is lent out no more
         self.inputs, self.less = tuple(inputs), list(less)
         self.calls: list[Call] | None = None  # None: there is no trace of it
+        self.graph: Any = None  # a CUDA graph of the calls
         self.values: tuple[Tensor, ...] = ()
         before = [one.clone() for one in self.less]
         try:
@@ -58,8 +59,9 @@ class Program:
             for call, args, named in made.calls:
                 call(*args, **named)
             found = [*self.less, *made.values]
-            if all(map(same, found, expected)) if made.exact and twin is None else near(found, expected, KINKS):
+            if agree(found, expected, made.exact and twin is None):
                 self.calls, self.values, self.function = made.calls, made.values, None
+                self._captured(before, expected, made.exact and twin is None)
         except Exception:  # whatever in a user's model cannot be traced; the function itself says what is wrong with it
             self.calls = None
         finally:
@@ -76,9 +78,36 @@ class Program:
             if self.less:
                 torch._foreach_sub_(self.less, list(values[: len(self.less)]))
             return values[len(self.less) :]
+        if self.graph is not None:
+            self.graph.replay()
+            return self.values
         for call, args, named in self.calls:
             call(*args, **named)
         return self.values
+
+    def _captured(self, before: list[Tensor], expected: Sequence[Tensor], exact: bool) -> None:
+        """Has a GPU remember the calls as one CUDA graph, held against the function as well."""
+        import torch
+
+        if self.inputs[0].device.type != "cuda":
+            return
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                for call, args, named in self.calls or ():
+                    call(*args, **named)
+        except RuntimeError:  # something in it cannot be captured
+            return
+        for one, old in zip(self.less, before, strict=True):
+            one.copy_(old)
+        graph.replay()
+        if agree([*self.less, *self.values], expected, exact):
+            self.graph = graph
+
+
+def agree(found: Sequence[Tensor], expected: Sequence[Tensor], exact: bool) -> bool:
+    """Whether a program gives its function's values, to the last bit or but for rounding."""
+    return all(map(same, found, expected)) if exact else near(found, expected, KINKS)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -119,11 +148,13 @@ def compiled(function: Function, inputs: Sequence[Tensor], less: Sequence[Tensor
     with torch.no_grad():
         graph = make_fx(lambda *given: tuple(function(*given)))(*inputs)
         graph.graph.eliminate_dead_code()
+        pure = not any(node.op == "call_function" and kind(node) == "write" for node in graph.graph.nodes)
+        if pure:
+            once(graph.graph)
         nodes = list(graph.graph.nodes)
         given = iter(inputs)
         products = {found for one in nodes[-1].args[0][: len(less)] if (found := product(one)) is not None}
         memory = Memory(nodes, products)
-        pure = not any(node.op == "call_function" and kind(node) == "write" for node in nodes)
         values: dict[Node, Any] = {}
         fixed: set[Node] = set()  # what does not depend on the inputs
         calls: list[Call] = []
@@ -173,6 +204,27 @@ def compiled(function: Function, inputs: Sequence[Tensor], less: Sequence[Tensor
     raise AssertionError("a graph ends with its output")
 
 
+def once(graph: Any) -> None:
+    """Lets nothing be computed twice: of operators that are alike, of the same values, the first stands for all."""
+    seen: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and not random(node):
+            like = repr(
+                (str(node.target), node.args, node.kwargs)
+            )  # nodes are written as their names, which are unique
+            first = seen.setdefault(like, node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph.erase_node(node)
+
+
+def random(node: Node) -> bool:
+    """Whether an operator draws something."""
+    import torch
+
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
 def agrees(found: Any, expected: Any) -> bool:
     """Whether another way gives an operator's own value, a tensor or several, to rounding."""
     import torch
@@ -191,7 +243,8 @@ def product(end: Any) -> Node | None:
     if str(node.target) not in ("aten.bmm.default", "aten.mm.default") or len(node.users) != 1:
         return None
     found: Node = node
-    return found if turned(end, found) is not None else None
+    apart = kernels.taken_apart(*(part.meta["val"] for part in node.args))
+    return found if apart and turned(end, found) is not None else None
 
 
 def turned(end: Node, found: Node) -> bool | None:

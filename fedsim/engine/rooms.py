@@ -107,6 +107,15 @@ def give_back(room: Room) -> None:
         del rooms[:-KEPT]
 
 
+def clear() -> None:
+    """Lets go of all rooms that wait, and of memory that torch keeps for them."""
+    import torch
+
+    _waiting.clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def traits(task: Task) -> tuple[Any, ...]:
     """What a program knows of a task, beside its model."""
     pool = examples(task)

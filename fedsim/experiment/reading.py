@@ -59,6 +59,10 @@ def read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not TOML: {error}") from error
+    except RecursionError:
+        raise ValueError(
+            f"{path}: not TOML that can be read: its lists and tables lie too deep in each other"
+        ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
