@@ -34,6 +34,10 @@ class Frozen:
         delta = self.d[who].to(work.start.dtype, copy=True)
         k = len(who)
         told = {"loss-at-start": 0.5 * delta.square().sum(1)} if "loss-at-start" in work.ask else {}
+        if "gradient-at-start" in work.ask:
+            told["gradient-at-start"] = -delta
+        if "mean-gradient" in work.ask:
+            told["mean-gradient"] = -delta
         return Answer(who, delta, delta.new_full((k,), (local.steps or 1) * local.lr_at(t)), delta.new_zeros(k), told)
 
 
@@ -60,15 +64,22 @@ class Honest:
         steps = [self.steps[i] if self.steps else local.steps or 1 for i in who.tolist()]
         y = start.clone()
         v = torch.zeros_like(y) if work.velocity is None else work.velocity.clone()
+        second = 0.0 if work.other is None else work.against * a * (work.other - b)
+        raw = torch.zeros_like(y)
         for s in range(max(steps, default=0)):
             busy = (torch.tensor(steps) > s)[:, None]
-            force = work.scale * a * (y - b) + work.mu * (y - start) + work.shift
+            force = work.scale * a * (y - b) - second + work.mu * (y - start) + work.shift
+            raw = raw + torch.where(busy, a * (y - b), 0.0)
             v = torch.where(busy, local.momentum * v + force, v)
             y = torch.where(busy, y - lr * v, y)
-        span = torch.tensor([local.span(s, t, work.mu) for s in steps], dtype=y.dtype)
+        span = torch.tensor([local.span(s, t, work.mu) for s in steps], dtype=y.dtype) * work.scale
         told = {"velocity": v} if local.momentum and "velocity" in work.ask else {}
         if "loss-at-start" in work.ask:
             told["loss-at-start"] = 0.5 * (a * (start - b) ** 2).sum(1)
+        if "mean-gradient" in work.ask:
+            told["mean-gradient"] = raw / torch.tensor(steps, dtype=y.dtype)[:, None]
+        if "gradient-at-start" in work.ask:
+            told["gradient-at-start"] = a * (start - b)
         return Answer(who, y - start, span, y.new_zeros(len(who)), told)
 
 
