@@ -10,6 +10,12 @@ turn, and so on until one gets through. Then metrics.csv, hashes.csv,
 clients.csv and the resolved experiment must be those of the comparison that nothing happened to, byte for byte, and
 result.json too but for times; and nothing else may lie around. Then anew with the next seven and other moments, until
 the time is up. A process that ends otherwise than by the kill, or well, ends the script with an error.
+
+15 minutes on two cores shared with much other work, torch 2.13.0+cpu (a comparison took 25 s undisturbed, most of it
+before its first checkpoint, and so 69 of the kills came before it):
+
+    kills    before the first checkpoint    under way    comparisons brought to an end    differing
+       96                             69           26                                6            0
 """
 
 from __future__ import annotations

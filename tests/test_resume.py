@@ -471,6 +471,18 @@ def grown(path: Path, size: int) -> None:
         time.sleep(0.002)
 
 
+def test_what_the_stress_test_found() -> None:
+    """As committed, and as its docstring says."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    found = json.loads((folder / "results" / "kill_stress.json").read_text())
+    assert found["differing"] == 0
+    parts = ("before there was a folder", "before the first checkpoint", "under way", "between two waves of runs")
+    assert found["kills"] == sum(found.get(part, 0) for part in parts)
+    numbers = [found[key] for key in ("kills", parts[1], parts[2], "comparisons_brought_to_an_end", "differing")]
+    last = (folder / "kill_stress.py").read_text().partition('\n"""')[0].splitlines()[-1]
+    assert [int(number) for number in last.split()] == numbers
+
+
 def test_killed_again_and_again(straight: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments, until one gets through. benchmarks/kill_stress.py does it hundreds of times."""
     (tmp_path / "small.toml").write_text(FILE)
