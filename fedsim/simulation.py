@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim import keyed
 from fedsim.engine.plan import Job
-from fedsim.strategy import GossipStrategy, Round, Strategy, Traffic, complete, core
+from fedsim.strategy import GossipStrategy, Round, Strategy, Traffic, complete, core, scrutinise
 from fedsim.weights import Scheduled
 
 if TYPE_CHECKING:
@@ -77,8 +77,10 @@ def simulate(
     `state` and the round `t` to run next; nothing else is needed. A yielded state is consumed by the next round: copy
     what you want to keep.
 
-    Raises ValueError if the schedule is for another number of clients, or if training gives NaN or infinity.
+    Raises ValueError if the schedule is for another number of clients, if the strategy cannot do with the local
+    training, or if training gives NaN or infinity; warns (`CombinationWarning`) of what a paper says nothing of.
     """
+    scrutinise(strategy, local)
     turns = rounds(task, strategy, schedule, local, seed=seed, p=p, init=init, state=state, t=t)
     engine = default_engine(task, local, schedule) if engine is None else engine
     answer: Answer | None = None
@@ -118,6 +120,29 @@ def rounds(
         step = [Step(now, state, round, model, strategy.traffic(state, round))]
         del round, model  # many runs may wait for each other, and clients' moves are large: nothing is held meanwhile
         yield step.pop()
+
+
+def dropping(turns: Turns, lost: Callable[[Job, int], None]) -> Turns:
+    """The same rounds without the clients whose answers are not finite, as if they had not answered; `lost` is told
+    what was asked, and of whom."""
+    import torch
+
+    answer: Answer | None = None
+    while (said := _next(turns, answer)) is not None:
+        answer = yield said
+        if not isinstance(said, Job) or answer is None:
+            continue
+        sound = torch.isfinite(answer.delta).all(dim=1) & torch.isfinite(answer.loss)
+        if bool(sound.all()):
+            continue
+        here = sound.cpu()
+        for client in answer.who[~here].tolist():
+            lost(said, client)
+        span = None if answer.span is None else answer.span[sound]
+        told = {name: value[sound] for name, value in answer.told.items()}
+        answer = answer._replace(
+            who=answer.who[here], delta=answer.delta[sound], span=span, loss=answer.loss[sound], told=told
+        )
 
 
 def play(
@@ -167,12 +192,15 @@ def turn(
         return strategy.step(state, round), round
     answer = yield Job(task, who, work, keyed.fold(seed, "client", t, there), local, t, effort)
     assert answer is not None
-    start = work.start
+    start, done = work.start, None if bool((effort == 1).all()) else effort.to(device)
     if len(answer.who) < len(who):  # who did not answer was absent
         there = answer.who.to(device)
         answered = torch.isin(who, answer.who).to(device)
         start, chance = start[answered], None if chance is None else chance[answered]
-    round = Round(t, there, start, answer.delta, answer.span, answer.loss, available, lr, None, answer.told, chance)
+        done = None if done is None else done[answered]
+    round = Round(
+        t, there, start, answer.delta, answer.span, answer.loss, available, lr, None, answer.told, chance, done
+    )
     return strategy.step(state, round), round
 
 
@@ -196,6 +224,7 @@ def sound(model: Tensor, round: Round) -> None:
     whose = f"the update of client {broken[0]} is" if broken else "the aggregated model is"
     raise ValueError(
         f"round {round.t}: {whose} not finite (NaN or infinity); training diverged: lower the learning rate or set clip"
+        + ('; on-divergence = "drop" leaves such clients out' if broken else "")
     )
 
 

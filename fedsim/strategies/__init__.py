@@ -15,7 +15,11 @@ from fedsim.strategies.f3ast import F3AST
 from fedsim.strategies.fedadam import FedAdam
 from fedsim.strategies.fedau import FedAU
 from fedsim.strategies.fedavg import FedAvg
+from fedsim.strategies.fedavg_m_vr import FedAvgMVR
 from fedsim.strategies.fedawe import FedAWE
+from fedsim.strategies.fedcm import FedCM
+from fedsim.strategies.feddyn import FedDyn
+from fedsim.strategies.fednova import FedNova
 from fedsim.strategies.fedprox import FedProx
 from fedsim.strategies.fedstale import FedStale
 from fedsim.strategies.fedvarp import FedVARP
@@ -25,10 +29,13 @@ from fedsim.strategies.gossip_pga import GossipPGA
 from fedsim.strategies.gradient_tracking import GradientTracking
 from fedsim.strategies.max_norm_sync import MaxNormSync
 from fedsim.strategies.mifa import MIFA
+from fedsim.strategies.mimelite import MimeLite
 from fedsim.strategies.qg_dsgdm import QGDSGDm
 from fedsim.strategies.random_walk import RandomWalk
 from fedsim.strategies.relaysum import RelaySGD
 from fedsim.strategies.scaffold import SCAFFOLD
+from fedsim.strategies.scaffold_m import SCAFFOLDM
+from fedsim.strategies.scaffold_m_vr import SCAFFOLDMVR
 from fedsim.strategies.sgp import SGP
 from fedsim.strategies.srrw import SRRW
 from fedsim.strategies.variance_correction import VarianceCorrection
@@ -39,6 +46,8 @@ __all__ = [
     "F3AST",
     "MIFA",
     "SCAFFOLD",
+    "SCAFFOLDM",
+    "SCAFFOLDMVR",
     "SGP",
     "SRRW",
     "BufferedGossip",
@@ -54,6 +63,10 @@ __all__ = [
     "FedAWE",
     "FedAdam",
     "FedAvg",
+    "FedAvgMVR",
+    "FedCM",
+    "FedDyn",
+    "FedNova",
     "FedProx",
     "FedStale",
     "FedVARP",
@@ -62,6 +75,7 @@ __all__ = [
     "GossipPGA",
     "GradientTracking",
     "MaxNormSync",
+    "MimeLite",
     "QGDSGDm",
     "RandomWalk",
     "RelaySGD",
