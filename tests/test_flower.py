@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ from fedsim.strategies import (
     DPSGD,
     MIFA,
     SCAFFOLD,
+    FedAdagrad,
     FedAdam,
     FedAU,
     FedAvg,
+    FedAvgM,
     FedProx,
     FedStale,
     FedVARP,
+    FedYogi,
     VarianceCorrection,
 )
 from fedsim.strategy import Round, ServerStrategy, Strategy, Work
@@ -427,12 +431,16 @@ def sometimes(t: int, i: int) -> bool:
     [
         (FedAvg(), stock.FedAvg),
         (FedAdam(lr=0.1, beta1=0.9, beta2=0.99, tau=1e-3, bias_correction=True), stock.FedAdam),
+        (FedAdagrad(), stock.FedAdagrad),
+        (FedYogi(), stock.FedYogi),
+        (FedAvgM(lr=0.5, momentum=0.9), partial(stock.FedAvgM, server_learning_rate=0.5, server_momentum=0.9)),
+        (FedAvgM(momentum=0.0), stock.FedAvgM),
     ],
-    ids=["FedAvg", "FedAdam"],
+    ids=["FedAvg", "FedAdam", "FedAdagrad", "FedYogi", "FedAvgM", "FedAvgM by default"],
 )
 @pytest.mark.parametrize("present", [lambda t, i: True, sometimes], ids=["everyone", "sometimes"])
 def test_equals_flower_s_own_aggregation(
-    ours: Strategy, theirs: type[stock.FedAvg], present: Callable[[int, int], bool]
+    ours: Strategy, theirs: Callable[..., stock.FedAvg], present: Callable[[int, int], bool]
 ) -> None:
     """On the same replies, whose numbers of examples are learned as clients are heard for the first time."""
     mine = FlowerStrategy(ours).start(Lossy(stock_app(), N, present), stock_arrays(), num_rounds=5)

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from fedsim import LocalSGD, ServerStrategy, Strategy, Work, Wrapper, compress, ledger, mixing, strategies, weights
 from fedsim.checkpoint import load_checkpoint, save_checkpoint
+from fedsim.lr_schedules import Inverse
 from fedsim.rows import Rows
 from fedsim.strategies import (
     D2,
@@ -55,13 +56,16 @@ from fedsim.strategies import (
     DmSGD,
     EpidemicLearning,
     ExactDiffusion,
+    FedAdagrad,
     FedAdam,
     FedAU,
     FedAvg,
+    FedAvgM,
     FedAWE,
     FedProx,
     FedStale,
     FedVARP,
+    FedYogi,
     GainCorrection,
     GeneralizedFedAvg,
     GossipPGA,
@@ -70,8 +74,10 @@ from fedsim.strategies import (
     QGDSGDm,
     RandomWalk,
     RelaySGD,
+    ServerLR,
     VarianceCorrection,
 )
+from fedsim.strategies.fedopt import Adaptive
 from fedsim.strategies.fedstale import best
 from fedsim.strategy import GossipStrategy, Traffic, complete
 from fedsim.task import Layout
@@ -138,6 +144,14 @@ def table() -> dict[str, Strategy]:
         "FedAdam corrected": FedAdam(bias_correction=True),
         "FedAdam FedProx MIFA": FedAdam(FedProx(MIFA(), mu=0.1)),
         "FedAdam FedAdam SCAFFOLD": FedAdam(FedAdam(SCAFFOLD())),
+        "FedAdagrad FedAU": FedAdagrad(FedAU(), initial=1e-6),
+        "FedYogi MIFA": FedYogi(MIFA()),
+        "FedAvgM 0": FedAvgM(momentum=0.0),
+        "FedAvgM MIFA": FedAvgM(MIFA(), lr=0.3),
+        "FedAvgM FedStale nesterov": FedAvgM(FedStale(), lr=0.3, momentum=0.5, nesterov=True),
+        "FedAvgM FedProx SCAFFOLD": FedAvgM(FedProx(SCAFFOLD(), mu=0.1), lr=0.5),
+        "ServerLR fading": ServerLR(FedAvg(), Inverse(0.5)),
+        "ServerLR FedAU": ServerLR(FedAU(), Inverse(0.5)),
         "DPSGD atc": DPSGD(order="atc"),
         "DPSGD atc complete": DPSGD(mixing=mixing.Complete(), order="atc"),
         "DPSGD cta complete": DPSGD(mixing=mixing.Complete()),
@@ -396,15 +410,16 @@ def who_does_not_answer_was_absent(strategy: Strategy, dtype: torch.dtype) -> No
 
 def empty_move(strategy: Any, state: Any) -> Tensor | float | None:
     """What the mathematics says x moves by when nobody is present; None: not known."""
-    if isinstance(strategy, FedAdam):
+    if isinstance(strategy, Adaptive):
         inner = empty_move(strategy.inner, state.inner)
         assert inner is not None
         m = strategy.beta1 * state.m + (1 - strategy.beta1) * inner
-        v = strategy.beta2 * state.v + (1 - strategy.beta2) * inner**2
-        t, lr = state.steps + 2, strategy.lr
-        if strategy.bias_correction:
-            lr = lr * (1 - strategy.beta2**t) ** 0.5 / (1 - strategy.beta1**t)
-        return lr * m / (v**0.5 + strategy.tau)
+        v = strategy.second(state.v, torch.as_tensor(inner, dtype=state.v.dtype) ** 2)
+        return strategy.rate(state.steps + 1) * m / (v**0.5 + strategy.tau)
+    if isinstance(strategy, FedAvgM):
+        inner, beta = empty_move(strategy.inner, state.inner), strategy.momentum
+        assert inner is not None
+        return strategy.lr * (inner + beta * (beta * state.v + inner) if strategy.nesterov else beta * state.v + inner)
     if isinstance(strategy, Wrapper):
         return empty_move(strategy.inner, state.inner)
     if isinstance(strategy, MIFA):
@@ -624,6 +639,7 @@ BOTH = (
 
 # law, which strategies, why it does not hold for them
 ADAM = "the server takes Adam's step, not FedAvg's"
+HEAVY = "the server's momentum goes on pushing; with momentum 0 it is FedAvg"
 PULL = "μ > 0 pulls the local steps; with μ = 0 the law holds"
 DRIFT = "corrects the local steps by control variates from the second round on"
 LOCALLY = "averages with the neighbours only; on the complete graph, atc, the law holds"
@@ -644,7 +660,9 @@ ITS_OWN = "asks whom it picks, not whom the schedule chose; where all available 
 LEARNS = "weighs by rates that it still learns; started from the right ones the law holds"
 LEAVES_OUT = "leaves clients out; with c large enough the law holds"
 WAIVED: tuple[tuple[Law, str, str], ...] = (
-    (everyone_is_fedavg, "FedAdam*", ADAM),
+    *((everyone_is_fedavg, name, ADAM) for name in ("FedAdam*", "FedAdagrad*", "FedYogi*")),
+    *((everyone_is_fedavg, name, HEAVY) for name in ("FedAvgM", "FedAvgM ?*[A-Za-z]*")),
+    (everyone_is_fedavg, "ServerLR ?*", "the server's learning rate is not 1"),
     (everyone_is_fedavg, "FedProx", PULL),
     (everyone_is_fedavg, "FedProx SCAFFOLD", DRIFT),
     (everyone_is_fedavg, "SCAFFOLD", DRIFT),
@@ -688,7 +706,7 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
     (absent_clients_data_do_not_matter, "*BufferedGossip*", REACHABLE),
     (traffic_counts_what_is_sent, "*BufferedGossip*", REACHABLE),
     (a_wrapper_around_it_changes_nothing, "*BufferedGossip*", "what lies in the buffers is not moved along"),
-    (the_ledger_is_exact, "FedAdam*", DEPENDS),
+    *((the_ledger_is_exact, name, DEPENDS) for name in ("FedAdam*", "FedAdagrad*", "FedYogi*")),
     (the_ledger_is_exact, "*VarianceCorrection*", DEPENDS),
     (the_ledger_is_exact, "FedStale auto*", DEPENDS),
     (the_ledger_is_exact, "FedAWE clip", DEPENDS),
@@ -696,7 +714,8 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
         (law, pattern, reason)
         for law in (beta_0_is_fedavg, beta_1_is_mifa, is_the_general_rule)
         for pattern, reason in (
-            ("FedAdam*", ADAM),
+            *((name, ADAM) for name in ("FedAdam*", "FedAdagrad*", "FedYogi*", "ServerLR*")),
+            ("FedAvgM*", HEAVY),
             ("FedProx", PULL if law is beta_1_is_mifa else "changes the local steps, not the rule"),
             ("FedProx ?*", "changes the local steps, not the rule"),
             ("SCAFFOLD", "keeps gradients, not updates: no case of the rule"),

@@ -39,7 +39,7 @@ FAMILIES: dict[str, tuple[str, str]] = {  # word -> module, table of names
     "data": ("fedsim.data", "NAMES"),
     "partition": ("fedsim.data.partition", "NAMES"),
     "model": ("fedsim.models", "NAMES"),
-    "lr-schedule": ("fedsim.local", "SCHEDULES"),
+    "lr-schedule": ("fedsim.lr_schedules", "SCHEDULES"),
 }
 
 

@@ -12,10 +12,11 @@ from fedsim.strategies.dpsgd import DPSGD
 from fedsim.strategies.epidemic import EpidemicLearning
 from fedsim.strategies.exact_diffusion import ExactDiffusion
 from fedsim.strategies.f3ast import F3AST
-from fedsim.strategies.fedadam import FedAdam
 from fedsim.strategies.fedau import FedAU
 from fedsim.strategies.fedavg import FedAvg
+from fedsim.strategies.fedavgm import FedAvgM
 from fedsim.strategies.fedawe import FedAWE
+from fedsim.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fedsim.strategies.fedprox import FedProx
 from fedsim.strategies.fedstale import FedStale
 from fedsim.strategies.fedvarp import FedVARP
@@ -29,6 +30,7 @@ from fedsim.strategies.qg_dsgdm import QGDSGDm
 from fedsim.strategies.random_walk import RandomWalk
 from fedsim.strategies.relaysum import RelaySGD
 from fedsim.strategies.scaffold import SCAFFOLD
+from fedsim.strategies.server_lr import ServerLR
 from fedsim.strategies.sgp import SGP
 from fedsim.strategies.srrw import SRRW
 from fedsim.strategies.variance_correction import VarianceCorrection
@@ -52,11 +54,14 @@ __all__ = [
     "ExactDiffusion",
     "FedAU",
     "FedAWE",
+    "FedAdagrad",
     "FedAdam",
     "FedAvg",
+    "FedAvgM",
     "FedProx",
     "FedStale",
     "FedVARP",
+    "FedYogi",
     "GainCorrection",
     "GeneralizedFedAvg",
     "GossipPGA",
@@ -65,6 +70,7 @@ __all__ = [
     "QGDSGDm",
     "RandomWalk",
     "RelaySGD",
+    "ServerLR",
     "VarianceCorrection",
 ]
 
