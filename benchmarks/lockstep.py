@@ -36,6 +36,7 @@ at hand, where a chunk is much wider.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import platform
@@ -150,7 +151,7 @@ def case(model: str, k: int, length: int, device: str, seeds: int = 5) -> dict[s
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for t in range(length + 1):
         for name in list(runs) if t % 2 else list(runs)[::-1]:
-            spent = timed(lambda name=name: next(runs[name]), device)  # type: ignore[misc]
+            spent = timed(functools.partial(next, runs[name]), device)
             if t:
                 seconds[name].append(spent)
     out: dict[str, Any] = {"model": model, "clients_a_round": k, "runs": len(STRATEGIES) * seeds, "rounds": length}

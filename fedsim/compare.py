@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +30,7 @@ from fedsim.events import (
     Played,
     Timed,
 )
-from fedsim.lockstep import Together, Turn, advance
+from fedsim.lockstep import Together, Turn, advance, own_turn
 from fedsim.playing import Run, World, mean, owns_its_loop, start, trains_alone
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def _play(wave: Sequence[Run], engine: Engine, experiment: Experiment) -> Iterat
         runs = {i: run.turns for i, run in live.items()}
         turns: Iterator[tuple[int, Turn]]
         if wave[0].owns_its_loop:
-            turns = ((i, _own_turn(run)) for i, run in runs.items())
+            turns = ((i, own_turn(run)) for i, run in runs.items())
         else:
             turns = advance(runs, engine, together, experiment.run.bytes)
         for i, turn in turns:
@@ -124,19 +123,6 @@ def _play(wave: Sequence[Run], engine: Engine, experiment: Experiment) -> Iterat
             del turn
             if over:
                 del live[i]
-
-
-def _own_turn(steps: Iterator[Any]) -> Turn:
-    """The next round of a strategy that owns its loop, which calls the engine itself."""
-    import torch
-
-    clock = time.perf_counter()
-    step: Any
-    try:
-        step = next(steps)
-    except (ValueError, torch.OutOfMemoryError) as error:
-        step = error
-    return Turn(step, time.perf_counter() - clock, 0.0)
 
 
 def _heard(run: Run, turn: Turn | None) -> Iterator[Event]:
@@ -172,7 +158,7 @@ def plan(experiment: Experiment, world: World) -> Experiment:
     """The experiment with its chunk decided: one for all strategies and seeds, so that each run's numbers are those it
     has alone with that chunk. The stacked engine's own choice for all cohorts of a round together, of the first seed's
     world."""
-    from fedsim.engine import choose
+    from fedsim.engine import common
 
     run = experiment.run
     ours = [entry for entry in experiment.entries if not owns_its_loop(entry)] or list(experiment.entries)
@@ -180,9 +166,7 @@ def plan(experiment: Experiment, world: World) -> Experiment:
         return experiment
     beside = len(ours) * len(run.seeds) if run.together is None else min(run.together, len(ours) * len(run.seeds))
     cohort = float(world.rates.sum()) * beside
-    return experiment.settled(
-        chunk=min(choose(world.task, local, cohort, run.bytes).chunk for local in {entry.local for entry in ours})
-    )
+    return experiment.settled(chunk=common(world.task, (entry.local for entry in ours), cohort, run.bytes).chunk)
 
 
 def load_data(experiment: Experiment) -> Dataset:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from fedsim.engine.plan import Answer, Engine, Job, counts, width
 from fedsim.engine.stacked import CACHE, Stacked
@@ -144,3 +144,16 @@ def answers(
             one = error
         out.append((one, time.perf_counter() - clock))
     return out
+
+
+def own_turn(steps: Iterator[Any]) -> Turn:
+    """The next round of a strategy that owns its loop, which calls the engine itself."""
+    import torch
+
+    clock = time.perf_counter()
+    step: Any
+    try:
+        step = next(steps)
+    except (ValueError, torch.OutOfMemoryError) as error:
+        step = error
+    return Turn(step, time.perf_counter() - clock, 0.0)

@@ -8,6 +8,6 @@ from its key alone: not from who else is present, the order, the device or the e
 
 from fedsim.engine.loop import Loop
 from fedsim.engine.plan import Answer, Engine
-from fedsim.engine.stacked import Stacked, choose
+from fedsim.engine.stacked import Stacked, choose, common
 
-__all__ = ["Answer", "Engine", "Loop", "Stacked", "choose"]
+__all__ = ["Answer", "Engine", "Loop", "Stacked", "choose", "common"]

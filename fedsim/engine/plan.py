@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fedsim import keyed
@@ -50,6 +51,17 @@ def counts(task: Task, who: Tensor, local: LocalSGD, effort: Tensor | None) -> l
     """Steps of every client of the cohort [k], on the host."""
     share = [1.0] * len(who) if effort is None else effort.tolist()
     return [local.count(task.sizes[i], e) for i, e in zip(who.tolist(), share, strict=True)]
+
+
+def deal(steps: Sequence[int], many: int) -> list[list[int]]:
+    """Clients [k] dealt to `many` places, longest first to the least loaded: each place's clients, in their order."""
+    dealt: list[list[int]] = [[] for _ in range(many)]
+    loads = [(0, place) for place in range(many)]
+    for j in sorted(range(len(steps)), key=steps.__getitem__, reverse=True):
+        load, place = heapq.heappop(loads)
+        dealt[place].append(j)
+        heapq.heappush(loads, (load + steps[j], place))
+    return dealt
 
 
 def spans(local: LocalSGD, steps: list[int], t: int, work: Work) -> Tensor | None:

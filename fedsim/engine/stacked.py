@@ -7,14 +7,13 @@ chunk, threads and dtype fixed a client's numbers are bit-identical whoever trai
 
 from __future__ import annotations
 
-import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.engine import rooms, workers
-from fedsim.engine.plan import Answer, Job, counts, minibatches, refuse, spans, width
+from fedsim.engine.plan import Answer, Job, counts, deal, minibatches, refuse, spans, width
 from fedsim.strategy import Work
 
 if TYPE_CHECKING:
@@ -218,13 +217,8 @@ class Lanes:
     def __init__(self, steps: list[int], chunk: int) -> None:
         import torch
 
-        lanes: list[list[int]] = [[] for _ in range(chunk)]
-        loads = [(0, lane) for lane in range(chunk)]
-        for j in sorted(range(len(steps)), key=steps.__getitem__, reverse=True):  # longest first, to the least loaded
-            load, lane = heapq.heappop(loads)
-            lanes[lane].append(j)
-            heapq.heappush(loads, (load + steps[j], lane))
-        self.length = max(load for load, _ in loads)
+        lanes = deal(steps, chunk)
+        self.length = max(sum(steps[j] for j in members) for members in lanes)
         self.job = torch.zeros((chunk, max(self.length, 1)), dtype=torch.int64)
         self.tau = torch.full_like(self.job, -1)
         self._changes: dict[int, list[tuple[int, int, int]]] = {}
@@ -345,3 +339,8 @@ def choose(task: Task, local: LocalSGD, cohort: float, memory: int = 2**30) -> S
         most = 1 if convolves else max(1, min(16, NEAR // (2 * model)))
         memory = min(memory, CACHE)
     return Stacked(chunk=max(1, min(most, round(useful), memory // max(each, 1))))
+
+
+def common(task: Task, locals: Iterable[LocalSGD], cohort: float, memory: int) -> Stacked:
+    """One engine for several ways of training: the smallest of the chunks that suit each."""
+    return min((choose(task, local, cohort, memory) for local in set(locals)), key=lambda engine: engine.chunk)

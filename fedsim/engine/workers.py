@@ -7,10 +7,11 @@ different workers do run at the same time.
 from __future__ import annotations
 
 import functools
-import heapq
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+
+from fedsim.engine.plan import deal
 
 if TYPE_CHECKING:
     import torch
@@ -26,13 +27,7 @@ def shares(steps: Sequence[int], chunk: int, device: torch.device) -> list[list[
     many = min(torch.get_num_threads(), MOST, -(-len(steps) // chunk)) if device.type == "cpu" else 1
     if many <= 1:
         return [list(range(len(steps)))]
-    dealt: list[list[int]] = [[] for _ in range(many)]
-    loads = [(0, worker) for worker in range(many)]
-    for j in sorted(range(len(steps)), key=steps.__getitem__, reverse=True):
-        load, worker = heapq.heappop(loads)
-        dealt[worker].append(j)
-        heapq.heappush(loads, (load + steps[j], worker))
-    return dealt
+    return deal(steps, many)
 
 
 @functools.cache

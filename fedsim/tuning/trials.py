@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim.lockstep import Together, advance
+from fedsim.lockstep import Together, Turn, advance, own_turn
 from fedsim.playing import owns_its_loop
 from fedsim.tuning import budget
 from fedsim.tuning.judging import Court, court
@@ -224,33 +224,23 @@ def _advance(
         names = list(runs)
         for begin in range(0, len(names), most):
             wave = {name: runs[name] for name in names[begin : begin + most]}
+            turns: Iterator[tuple[Any, Turn]]
             if owns_its_loop(grid.points[0].entry):
-                steps = ((name, _own(run)) for name, run in wave.items())
+                turns = ((name, own_turn(run)) for name, run in wave.items())
             else:
                 turns = advance(wave, engine, together, experiment.run.bytes)
-                steps = ((name, turn.step) for name, turn in turns)
-            for (trial, place), step in steps:
-                trial.hear(place, round, step)
+            for (trial, place), turn in turns:
+                trial.hear(place, round, turn.step)
                 yield Played(grid.label, trial.index, courts[place].world.seed, round)
         for trial in trials if round in looks else ():
             if trial.failed is None:
                 trial.look(courts)
 
 
-def _own(run: Iterator[Any]) -> Any:
-    """The next step of a strategy that owns its loop, or what ended it."""
-    import torch
-
-    try:
-        return next(run)
-    except (ValueError, torch.OutOfMemoryError) as error:
-        return error
-
-
 def engine_for(experiment: Experiment, grid: Grid, courts: Sequence[Court]) -> Engine:
     """The engine of a strategy's trials. Its chunk stays the same when trials drop out, so that those left go on bit
     for bit as they would have; it suits the cohorts of all of them together."""
-    from fedsim.engine import Loop, Stacked, choose
+    from fedsim.engine import Loop, Stacked, common
 
     run, world = experiment.run, courts[0].world
     if run.engine == "loop":
@@ -259,9 +249,7 @@ def engine_for(experiment: Experiment, grid: Grid, courts: Sequence[Court]) -> E
         return Stacked(run.chunk)
     runs = len(grid.points) * len(courts)
     cohort = float(world.rates.sum()) * min(run.together or runs, runs)
-    return Stacked(
-        min(choose(world.task, local, cohort, run.bytes).chunk for local in {p.entry.local for p in grid.points})
-    )
+    return common(world.task, (point.entry.local for point in grid.points), cohort, run.bytes)
 
 
 def _run(experiment: Experiment, where: Court, entry: Entry, engine: Engine) -> Any:
