@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.events import Clients, Event, Failed, Finished, Measured, Played, Timed
@@ -67,7 +68,9 @@ def start(
     state = begin(strategy, world.task, seed=seed, p=world.p, init=experiment.task.init)
     turns = rounds(world.task, strategy, world.schedule, entry.local, seed=seed, p=world.p, state=state)
     bytes = weight(state, int((world.rates > 0).sum()))
-    return Run(world, turns, tell(experiment, world, entry, strategy, strategy.model(state), alone), bytes, False)
+    return Run(
+        world, turns, tell(experiment, world, entry, strategy, strategy.model(state), alone, state), bytes, False
+    )
 
 
 def owns_its_loop(entry: Entry) -> bool:
@@ -91,8 +94,9 @@ def weight(state: Any, seen: int) -> int:
 
 
 def tell(
-    experiment: Experiment, world: World, entry: Entry, strategy: Any, model: Tensor, alone: dict[int, Clients]
-) -> Telling:
+    experiment: Experiment, world: World, entry: Entry, strategy: Any, model: Tensor, alone: dict[int, Clients],
+    state: Any = None,
+) -> Telling:  # fmt: skip
     """What happens in a run, from its first model on. `strategy` is None for one that owns its loop."""
     import torch
 
@@ -106,13 +110,14 @@ def tell(
     losses: Any = None  # of the last round
     history: dict[int, dict[str, float]] = {}
     book: Book | None = None
-    if experiment.run.ledger and strategy is not None and strategy.linear:
+    if experiment.run.ledger and strategy is not None and strategy.twin().linear:
         book = ledger.Book(strategy, world.p, world.rates, keyed.seed(seed, "strategy"))
     try:
         clock = time.perf_counter()
         while True:
             if done % every == 0 or done == rounds:
-                metrics, figures = evaluate(experiment, world, entry, model, book)
+                whose = own(strategy, state, model)
+                metrics, figures, tuned = evaluate(experiment, world, entry, model, book, done, whose, strategy)
                 if done:
                     if k:
                         metrics["local_loss"] = float(losses.double().mean())
@@ -135,7 +140,7 @@ def tell(
             if isinstance(turn.step, Exception):
                 raise turn.step
             step = turn.step
-            done, k, model = step.t + 1, len(step.round.who), step.model
+            done, k, model, state = step.t + 1, len(step.round.who), step.model, step.state
             trainings, up, down = trainings + k, up + step.traffic.up, down + step.traffic.down
             if book is not None:
                 book.enter(step.round)
@@ -154,7 +159,8 @@ def tell(
         return
     summary = None
     if figures is not None:
-        table = clients.table(world.task, world.schedule, figures, world.p, None if book is None else book.shares())
+        shares = None if book is None else book.shares()
+        table = clients.table(world.task, world.schedule, figures, world.p, shares, tuned)
         said = Clients(entry.label, seed, table)
         yield said
         summary = clients.summary(table)
@@ -184,33 +190,55 @@ def trains_alone(entry: Entry) -> bool:
     return isinstance(getattr(core(entry.strategy), "mixing", None), Alone)
 
 
+def own(strategy: Any, state: Any, model: Tensor) -> Callable[[Tensor], Tensor]:
+    """The clients' own models: from who [k] to theirs [k, P]."""
+    if strategy is not None:
+        return functools.partial(strategy.own, state)
+    return lambda who: model.expand(len(who), -1)
+
+
 def evaluate(
-    experiment: Experiment, world: World, entry: Entry, model: Tensor, book: Book | None
-) -> tuple[dict[str, float], PerClient | None]:
-    """All metrics of a model, and how every client fares where it is measured."""
-    from fedsim import clients, measure
+    experiment: Experiment, world: World, entry: Entry, model: Tensor, book: Book | None, done: int,
+    whose: Callable[[Tensor], Tensor], strategy: Any,
+) -> tuple[dict[str, float], PerClient | None, PerClient | None]:  # fmt: skip
+    """All metrics of a model after `done` rounds, and how every client fares, as it is and fine-tuned, where that is
+    measured. Clients with models of their own are measured, and the objective is found, with these."""
+    from fedsim import clients, finetune, measure
+    from fedsim.engine import Loop, Stacked
 
     metrics = measure.evaluate(world.task, model, world.nodes)
     figures: PerClient | None = None
+    tuned: PerClient | None = None
+    personal = strategy is not None and strategy.personal
+    used = whose if personal else model
     off = None if book is None else book.distance()
     if off is not None:
         metrics["weight_distance"] = off
     if experiment.run.eval_train:
-        figures, losses = measure.per_client_and_training(world.task, model)
+        figures, losses = measure.per_client_and_training(world.task, used)
         metrics["train_objective"] = float(world.p @ losses)
         shares = None if book is None else book.shares()
         if shares is not None:
             metrics["implied_objective"] = float(shares @ losses)
         if experiment.run.optimum:
+            if personal:
+                raise ValueError("the minimum is of one model for all, and here clients have their own; unset optimum")
             best, x = minimum(world, entry.local.weight_decay), one(model)
             value = metrics["train_objective"] + entry.local.weight_decay / 2 * float(x @ x)
             metrics["suboptimality"] = value - best.value
             metrics["distance_to_optimum"] = float((x - best.x).norm())
-    elif world.task.held is not None:
-        figures = measure.per_client(world.task, model)
+    elif world.task.held is not None or experiment.finetune is not None:
+        figures = measure.per_client(world.task, used)
     if figures is not None:
         metrics |= clients.metrics(figures, world.p.cpu().numpy(), world.rates)
-    return metrics, figures
+    if experiment.finetune is not None:
+        engine = Loop() if experiment.run.engine == "loop" else Stacked(experiment.run.chunk or 1)
+        rule, task = experiment.finetune, world.task
+        after = finetune.tuned(task, whose, rule, entry.local, engine, seed=world.seed, t=done)
+        tuned = measure.per_client(task, after)
+        found = clients.metrics(tuned, world.p.cpu().numpy(), world.rates)
+        metrics |= {f"tuned_{name}": value for name, value in found.items()}
+    return metrics, figures, tuned
 
 
 def one(model: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ from fedsim.strategies import (
     GossipPGA,
     GradientTracking,
     MaxNormSync,
+    Personal,
     QGDSGDm,
     RandomWalk,
     RelaySGD,
@@ -85,6 +86,7 @@ from fedsim.weights import Intervals, total
 
 N, P = 6, 8
 LAYOUT = Layout(("weight", "bias"), (torch.Size([2, 3]), torch.Size([2])))
+HALVES = Layout(("body", "head"), (torch.Size([5]), torch.Size([3])))
 GRAPH = nx.Graph([*nx.cycle_graph(N).edges, (0, 3)])
 TREE = nx.Graph([(0, 1), (1, 2), (1, 3), (3, 4), (3, 5)])
 SHARES = torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0, 1.0], dtype=F64) / 10
@@ -150,6 +152,11 @@ def table() -> dict[str, Strategy]:
         "FedAvgM MIFA": FedAvgM(MIFA(), lr=0.3),
         "FedAvgM FedStale nesterov": FedAvgM(FedStale(), lr=0.3, momentum=0.5, nesterov=True),
         "FedAvgM FedProx SCAFFOLD": FedAvgM(FedProx(SCAFFOLD(), mu=0.1), lr=0.5),
+        "Personal nothing": Personal(keep=()),
+        "Personal nothing FedStale": Personal(FedStale(skip_empty=True), keep=()),
+        "Personal half": Personal(layout=HALVES),
+        "FedProx Personal SCAFFOLD": FedProx(Personal(SCAFFOLD(), layout=HALVES), mu=0.1),
+        "FedAdam Personal FedAU": FedAdam(Personal(FedAU(), layout=HALVES)),
         "ServerLR fading": ServerLR(FedAvg(), Inverse(0.5)),
         "ServerLR FedAU": ServerLR(FedAU(), Inverse(0.5)),
         "DPSGD atc": DPSGD(order="atc"),
@@ -639,6 +646,7 @@ BOTH = (
 
 # law, which strategies, why it does not hold for them
 ADAM = "the server takes Adam's step, not FedAvg's"
+KEPT = "clients keep a part to themselves, which no move of the server's reaches; with nothing kept the law holds"
 HEAVY = "the server's momentum goes on pushing; with momentum 0 it is FedAvg"
 PULL = "μ > 0 pulls the local steps; with μ = 0 the law holds"
 DRIFT = "corrects the local steps by control variates from the second round on"
@@ -662,6 +670,16 @@ LEAVES_OUT = "leaves clients out; with c large enough the law holds"
 WAIVED: tuple[tuple[Law, str, str], ...] = (
     *((everyone_is_fedavg, name, ADAM) for name in ("FedAdam*", "FedAdagrad*", "FedYogi*")),
     *((everyone_is_fedavg, name, HEAVY) for name in ("FedAvgM", "FedAvgM ?*[A-Za-z]*")),
+    *(
+        (law, name, KEPT)
+        for law in (
+            everyone_is_fedavg,
+            a_wrapper_around_it_changes_nothing,
+            the_ledger_is_exact,
+            traffic_counts_what_is_sent,
+        )
+        for name in ("Personal", "Personal half", "FedProx Personal*", "FedAdam Personal*")
+    ),
     (everyone_is_fedavg, "ServerLR ?*", "the server's learning rate is not 1"),
     (everyone_is_fedavg, "FedProx", PULL),
     (everyone_is_fedavg, "FedProx SCAFFOLD", DRIFT),
@@ -716,6 +734,7 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
         for pattern, reason in (
             *((name, ADAM) for name in ("FedAdam*", "FedAdagrad*", "FedYogi*", "ServerLR*")),
             ("FedAvgM*", HEAVY),
+            ("Personal*", "changes who has which part, not the rule"),
             ("FedProx", PULL if law is beta_1_is_mifa else "changes the local steps, not the rule"),
             ("FedProx ?*", "changes the local steps, not the rule"),
             ("SCAFFOLD", "keeps gradients, not updates: no case of the rule"),

@@ -73,7 +73,7 @@ def spans(local: LocalSGD, steps: list[int], t: int, work: Work) -> Tensor | Non
     worth = {s: local.span(s, t, work.mu) for s in set(steps)}
     span = torch.tensor([worth[s] for s in steps], dtype=work.start.dtype).to(work.start.device)
     scale = work.scale
-    return span * (scale.reshape(-1) if hasattr(scale, "reshape") else scale)
+    return span * (scale if isinstance(scale, (int, float)) else scale.amax(-1))  # entries that stand still have 0
 
 
 def minibatches(

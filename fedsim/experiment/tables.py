@@ -16,6 +16,7 @@ from fedsim.data.partition import Dirichlet
 from fedsim.experiment.bundled import Bundled
 from fedsim.experiment.settings import Family
 from fedsim.experiment.writing import dump, dump_settings
+from fedsim.finetune import FineTune
 from fedsim.local import LocalSGD
 from fedsim.models import MLP
 from fedsim.participation import Everyone, Participation
@@ -143,6 +144,7 @@ class Experiment:
     run: RunTable = RunTable()
     base: Path = Path()
     given: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what the file said
+    finetune: FineTune | None = None  # before clients are measured; None: they are measured as they are
     tuning: Tuning | None = field(default=None, repr=False)  # what is to be tried first; None: settings are as they are
 
     def __post_init__(self) -> None:
@@ -174,6 +176,8 @@ class Experiment:
         out["local"] = _dump_local(self.local, self.given.get("local"))
         out["strategy"] = [self._dump_entry(entry) for entry in self.entries]
         out["run"] = dump_settings(self.run)
+        if self.finetune is not None:
+            out["finetune"] = dump_settings(self.finetune)
         if self.tuning is not None:
             from fedsim.experiment.tuning import listed
 

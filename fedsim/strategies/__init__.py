@@ -26,6 +26,7 @@ from fedsim.strategies.gossip_pga import GossipPGA
 from fedsim.strategies.gradient_tracking import GradientTracking
 from fedsim.strategies.max_norm_sync import MaxNormSync
 from fedsim.strategies.mifa import MIFA
+from fedsim.strategies.personal import Personal
 from fedsim.strategies.qg_dsgdm import QGDSGDm
 from fedsim.strategies.random_walk import RandomWalk
 from fedsim.strategies.relaysum import RelaySGD
@@ -67,6 +68,7 @@ __all__ = [
     "GossipPGA",
     "GradientTracking",
     "MaxNormSync",
+    "Personal",
     "QGDSGDm",
     "RandomWalk",
     "RelaySGD",
