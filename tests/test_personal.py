@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 from helpers import F64
 from torch import nn
 
-from fedsim import LocalSGD, compare, experiment, federate, finetune, ledger, measure, mixing, parts, simulate
+from fedsim import LocalSGD, cli, compare, experiment, federate, finetune, ledger, measure, mixing, parts, simulate
 from fedsim.checkpoint import load_checkpoint, save_checkpoint
 from fedsim.engine import Loop, Stacked
 from fedsim.finetune import FineTune
@@ -327,16 +328,9 @@ def test_the_minimum_is_of_one_model_for_all() -> None:
 
 
 def test_the_run_folder_lists_both(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    import tomli_w
-
     small = TABLES | {"strategy": [{"name": "Personal"}], "run": TABLES["run"] | {"rounds": 2}}
     (tmp_path / "p.toml").write_text(tomli_w.dumps(small))
-    command = [sys.executable, "-m", "fedsim.cli", "run", str(tmp_path / "p.toml"), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    cli.main(["run", str(tmp_path / "p.toml"), "--out", str(tmp_path / "out"), "--quiet"])
     with open(next((tmp_path / "out").rglob("clients.csv"))) as file:
         header = next(csv.reader(file))
     assert {"accuracy", "tuned_accuracy"} <= set(header)

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedsim import resolve
+from fedsim.resolve import Family
 
 Place = tuple[str | int, ...]  # where in the file: ("strategy", 0, "weights")
 
@@ -62,13 +63,6 @@ def unfit(value: Any, place: Place, text: str, key: str | None = None, lists: bo
     if isinstance(value, list) and value and not lists:
         return Several(place, text, key)
     return Mistake(place, text, key)
-
-
-@dataclass(frozen=True)
-class Family:
-    """Marks a field for a family whose members share no base class: Annotated[Any, Family("data")]."""
-
-    word: str
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ import tomli_w
 from fedsim.data import Digits
 from fedsim.data.partition import Dirichlet
 from fedsim.experiment.bundled import Bundled
-from fedsim.experiment.settings import Family
 from fedsim.experiment.writing import dump, dump_settings
 from fedsim.finetune import FineTune
 from fedsim.local import LocalSGD
 from fedsim.models import MLP
 from fedsim.participation import Everyone, Participation
-from fedsim.resolve import is_dotted
+from fedsim.resolve import Family, is_dotted
 from fedsim.strategy import Strategy, complete
 
 if TYPE_CHECKING:
