@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 import torch
 from helpers import F64
 from torch import nn
 
-from fedsim import LocalSGD, cli, compare, experiment, federate, finetune, ledger, measure, mixing, parts, simulate
+from fedsim import LocalSGD, compare, experiment, federate, finetune, ledger, measure, mixing, parts, simulate
 from fedsim.checkpoint import load_checkpoint, save_checkpoint
 from fedsim.engine import Loop, Stacked
 from fedsim.finetune import FineTune
@@ -325,12 +323,3 @@ def test_the_minimum_is_of_one_model_for_all() -> None:
     tables["run"] = tables["run"] | {"optimum": True}
     (failed,) = [e for e in compare.compare(experiment.parse(tables)) if type(e).__name__ == "Failed"]
     assert "clients have their own" in failed.reason
-
-
-def test_the_run_folder_lists_both(tmp_path: Path) -> None:
-    small = TABLES | {"strategy": [{"name": "Personal"}], "run": TABLES["run"] | {"rounds": 2}}
-    (tmp_path / "p.toml").write_text(tomli_w.dumps(small))
-    cli.main(["run", str(tmp_path / "p.toml"), "--out", str(tmp_path / "out"), "--quiet"])
-    with open(next((tmp_path / "out").rglob("clients.csv"))) as file:
-        header = next(csv.reader(file))
-    assert {"accuracy", "tuned_accuracy"} <= set(header)
