@@ -43,7 +43,7 @@ class FineTune:
     def local(self, local: LocalSGD) -> LocalSGD:
         """The local training that the fine-tuning is."""
         lr = local.lr if self.lr is None else self.lr
-        return replace(local, steps=self.steps, epochs=self.epochs, lr=lr, lr_schedule=Constant())
+        return replace(local, steps=self.steps, epochs=self.epochs, lr=lr, lr_schedule=Constant(), curriculum=None)
 
 
 def tuned(

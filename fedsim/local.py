@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fedsim.curricula import Curriculum
 from fedsim.lr_schedules import Constant, Cosine, Inverse, InverseSqrt, LRSchedule, Power, Step, positive
 
 __all__ = ["Constant", "Cosine", "Inverse", "InverseSqrt", "LRSchedule", "LocalSGD", "Power", "Step"]
@@ -34,6 +35,7 @@ class LocalSGD:
     weight_decay: float = 0.0
     clip: float | None = None  # largest l2 norm of a batch gradient; None: no limit
     lr_schedule: LRSchedule = Constant()
+    curriculum: Curriculum | None = None  # None: all of a client's examples from the first round on
 
     def __post_init__(self) -> None:
         if not 0 <= self.lr <= 3.4e38:
@@ -54,6 +56,10 @@ class LocalSGD:
     def lr_at(self, t: int) -> float:
         """The learning rate of round t."""
         return self.lr * self.lr_schedule.factor(t)
+
+    def used(self, size: int, t: int) -> int:
+        """How many of a client's `size` examples it trains on in round t: the first of them."""
+        return size if self.curriculum is None else self.curriculum.used(size, t)
 
     def batches(self, size: int) -> int:
         """Minibatches in an epoch over `size` examples."""

@@ -115,6 +115,11 @@ def training_losses(task: Task, x: Models) -> Tensor:
     return _shared(task, x, task.rows, task.first, task.size)[0] / task.size
 
 
+def example_losses(task: Task, x: Tensor, rows: Tensor) -> Tensor:
+    """The loss [N] float64 of one model x [P] on each example of these rows of the pool [N]."""
+    return _losses_and_hits(task, x[None], rows)[0][0].double()
+
+
 def per_client(task: Task, x: Models) -> PerClient:
     """Every client's loss and accuracy under one model x [P], or each under its own of x [n, P], on data of its own.
 

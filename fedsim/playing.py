@@ -53,6 +53,7 @@ def start(
 ) -> Run:
     """A run at its first model. `alone` holds, by seed, how the clients fare by themselves, as far as that is known;
     `engine` is for a strategy that owns its loop."""
+    from fedsim import curricula
     from fedsim.simulation import begin, first_model, rounds
 
     seed = world.seed
@@ -60,7 +61,8 @@ def start(
         from fedsim.flower import stock
 
         steps = stock.steps(
-            strategy, world.task, world.schedule, entry.local, seed=seed, engine=engine,
+            strategy, curricula.arranged(world.task, entry.local.curriculum, seed), world.schedule, entry.local,
+            seed=seed, engine=engine,
             objective=experiment.task.objective,
         )  # fmt: skip
         first = first_model(world.task, seed)

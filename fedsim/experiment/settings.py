@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[str, str]] = {  # word -> module, table of names
     "data": ("fedsim.data", "NAMES"),
     "partition": ("fedsim.data.partition", "NAMES"),
     "model": ("fedsim.models", "NAMES"),
+    "curriculum": ("fedsim.curricula", "NAMES"),
     "lr-schedule": ("fedsim.lr_schedules", "SCHEDULES"),
 }
 

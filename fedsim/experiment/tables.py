@@ -196,8 +196,9 @@ class Experiment:
             out["topology"] = {"name": entry.topology.name, **entry.topology.parameters}
         if entry.local != self.local:
             out["local"] = _dump_local(entry.local, entry.given.get("local"))
-            if entry.local.clip is None and self.local.clip is not None:
-                out["local"]["clip"] = math.inf
+            for name in ("clip", "curriculum"):  # inf: none, where [local] has one
+                if getattr(entry.local, name) is None and getattr(self.local, name) is not None:
+                    out["local"][name] = math.inf
         return out
 
 

@@ -3,6 +3,7 @@
 from fedsim.strategies.buffered_gossip import BufferedGossip
 from fedsim.strategies.cafed import CAFed
 from fedsim.strategies.choco import ChocoSGD
+from fedsim.strategies.client_curriculum import ClientCurriculum
 from fedsim.strategies.cluster_fedvarp import ClusterFedVARP
 from fedsim.strategies.d2 import D2
 from fedsim.strategies.decentlam import DecentLaM
@@ -47,6 +48,7 @@ __all__ = [
     "BufferedGossip",
     "CAFed",
     "ChocoSGD",
+    "ClientCurriculum",
     "ClusterFedVARP",
     "DecentLaM",
     "DeltaSum",

@@ -112,6 +112,8 @@ def local(table: Mapping[str, Any]) -> str:
     schedule = table.get("lr-schedule", {})
     if isinstance(schedule, Mapping) and schedule.get("name", "constant") != "constant":
         text += f", rate schedule {_plain(schedule)}"
+    if isinstance(table.get("curriculum"), Mapping):
+        text += f", examples in an order of difficulty, {_plain(table['curriculum'])}"
     return text + "."
 
 
