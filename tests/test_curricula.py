@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,12 @@ def test_a_random_order_is_drawn_from_the_seed_and_needs_no_model(task: Task, mo
         assert sorted(mine(one, client).tolist()) == sorted(mine(task, client).tolist())
 
 
-def test_a_reference_that_diverges_is_refused(task: Task) -> None:
+def test_a_reference_that_diverges_is_refused(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curricula, "reference", lambda task, rule, seed: task.fresh(0) * math.nan)
     with pytest.raises(ValueError, match="reference model diverged: lower its lr"):
-        arranged(task, EasyFirst(rounds=2, steps=4, lr=1e200), 0)
+        arranged(task, EasyFirst(rounds=2), 0)
+    with pytest.raises(ValueError, match="lr must be above 0"):
+        EasyFirst(lr=0.0)
 
 
 # Pacing --------------------------------------------------------------------------------------------------------------
@@ -154,7 +158,6 @@ def test_without_a_curriculum_and_after_it_all_examples_are_used(task: Task) -> 
     who, start = torch.arange(N), task.fresh(1).expand(N, -1)
     keys = keyed.fold(9, who)
     local = LocalSGD(lr=0.1, epochs=1, batch=8, curriculum=rule)
-    import dataclasses
 
     plain = dataclasses.replace(local, curriculum=None)
     for engine in (Loop(), Stacked(3)):
@@ -260,6 +263,7 @@ def tables(**curriculum: Any) -> dict[str, Any]:
             {"name": "FedAvg"},
             {"name": "FedAvg", "label": "hard", "local": {"curriculum": {"name": "anti-curriculum", "steps": 5}}},
             {"name": "ClientCurriculum", "rounds": 2},
+            {"name": "FedAvg", "label": "all at once", "local": {"curriculum": math.inf}},
         ],
     }
 
@@ -268,11 +272,13 @@ def test_an_experiment_file_spells_it_and_every_entry_has_its_own() -> None:
     made = experiment.parse(tables(name="curriculum", rounds=3, pacing="root", steps=5))
     assert made.local.curriculum == EasyFirst(rounds=3, pacing="root", steps=5)
     assert made.entries[1].local.curriculum == HardFirst(steps=5)
-    assert experiment.parse(made.document()).entries == made.entries
+    assert made.entries[3].local.curriculum is None
+    again = experiment.parse(made.document())
+    assert [entry.local for entry in again.entries] == [entry.local for entry in made.entries]
     events = list(compare.compare(made))
     finals = {event.strategy: event.final for event in events if type(event).__name__ == "Finished"}
-    assert set(finals) == {"FedAvg", "hard", "ClientCurriculum"}
-    assert finals["FedAvg"]["test_loss"] != finals["hard"]["test_loss"]
+    assert set(finals) == {"FedAvg", "hard", "ClientCurriculum", "all at once"}
+    assert len({finals[label]["test_loss"] for label in ("FedAvg", "hard", "all at once")}) == 3
     alone = list(compare.compare(experiment.parse(tables(name="curriculum", rounds=3, pacing="root", steps=5)
                                                   | {"strategy": [{"name": "FedAvg"}]})))  # fmt: skip
     (final,) = [event.final for event in alone if type(event).__name__ == "Finished"]
