@@ -324,9 +324,15 @@ def test_work_it_cannot_do_is_refused() -> None:
             train(engine, task, local, velocity=torch.zeros(task.n, task.layout.size))
 
 
-def test_the_chunk_fits_the_budget_and_the_cohort() -> None:
+def test_the_chunk_fits_the_budget_and_the_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
     task, local = toy("mlp"), LocalSGD(steps=5, batch=16)
-    assert choose(task, local, cohort=100, memory=10**9).chunk == 16
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert choose(task, local, cohort=100, memory=10**9).chunk == 25  # four clients in every lane
+    assert choose(task, local, cohort=33, memory=10**9).chunk == 17
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert choose(task, local, cohort=100, memory=10**9).chunk == 25
+    assert choose(task, local, cohort=40, memory=10**9).chunk == 20  # for each of two workers
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert choose(toy("convolution"), local, cohort=100).chunk == 1  # of which a CPU has none for several models
     wide = federate("clusters", clients=8, model=models.MLP(hidden=(5000,)))
     assert choose(wide, local, cohort=8).chunk == 5 * 2**20 // (2 * 4 * wide.layout.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import itertools
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim import LocalSGD, Stacked, Work, federate, keyed, models
 from fedsim.data import Dataset
 from fedsim.engine import rooms, workers
-from fedsim.engine.program import Program
+from fedsim.engine.program import Program, once
 from fedsim.task import Task
 
 
@@ -80,11 +82,13 @@ def room_of(task: Task, chunk: int, plain: bool = True) -> tuple[rooms.Room, Any
         weights = torch.rand((chunk, 5), generator=draw).to(task.dtype)
         keys = keyed.fold(seed, torch.arange(chunk))
         rates = torch.rand(chunk, generator=draw).to(task.dtype) if plain else None
+        given = [task.inputs[rows], task.targets[rows], weights, keys, None if rates is None else rates[:, None]]
+        y = room.y.clone()
+        slopes, loss = rooms.gradients(task)(task.layout.views(y), *given)
         found = [one.clone() for one in room.gradients(rows, weights, keys, rates)]
-        given = [room.y, task.inputs[rows], task.targets[rows], weights, keys]
-        slopes, loss = rooms.gradients(task)(
-            task.layout.views(room.y), *given[1:], None if rates is None else rates[:, None]
-        )
+        if plain:  # taken off y
+            return [[room.y.clone(), *found], [y - task.layout.stack(slopes), loss]]  # type: ignore[list-item]
+        assert room.y.equal(y)
         return [found, [*slopes.values(), loss]]  # type: ignore[list-item]
 
     return room, run
@@ -94,9 +98,10 @@ def room_of(task: Task, chunk: int, plain: bool = True) -> tuple[rooms.Room, Any
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_numbers_are_the_functions(name: str, chunk: int, plain: bool) -> None:
-    """To the last bit for whatever it holds, also what it was not made with; convolutions of one model to rounding."""
+    """For whatever it holds, also what it was not made with: the gradients of a small batch of models to the last bit,
+    those of one model, and weights that products of matrices are taken off, to rounding."""
     room, run = room_of(task_of(name), chunk, plain)
-    exact = chunk > 1 or name not in ("pooling", "residual")
+    exact = chunk > 1 and not plain
     for seed in (1, 2, 1, 3):
         found, expected = run(seed)
         assert room.traced
@@ -141,7 +146,8 @@ def test_nothing_new_is_made(name: str) -> None:
     with Seen() as seen:
         room._program()
     assert 10 < len(seen.names) < 40
-    assert all("out" in name.split(".")[-1] or "copy_" in name or name.endswith("grad_input") for name in seen.names)
+    in_place = ("out", "copy_", "grad_input", "_foreach_sub_")
+    assert all(any(part in name for part in in_place) for name in seen.names)
 
 
 def test_buffers_are_taken_over() -> None:
@@ -320,3 +326,88 @@ def test_models_of_ours_are_traced() -> None:
             rows = torch.arange(2 * chunk).reshape(chunk, 2)
             room.gradients(rows, torch.ones(chunk, 2), torch.arange(chunk), torch.ones(chunk))
             assert room.traced, (name, chunk)
+
+
+def test_nothing_is_computed_twice() -> None:
+    """Operators that are alike are one; those that draw are as many as there were."""
+    x = torch.randn(50)
+
+    def function(x: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.sin(x) + 1, torch.sin(x) * 2, torch.sin(x + 1)]
+
+    program = Program(function, [x])
+    assert program.calls is not None
+    assert sum(getattr(call, "__name__", "") == "sin.out" for call, _, _ in program.calls) == 2
+    assert all(a.equal(b) for a, b in zip(program(), function(x), strict=True))
+
+    def draws(x: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.rand_like(x), torch.rand_like(x)]
+
+    graph = make_fx(draws)(x).graph
+    once(graph)
+    assert sum(str(node.target) == "aten.rand_like.default" for node in graph.nodes) == 2
+
+
+class FakeGraph:
+    """Stands for a CUDA graph that has captured the calls; it spoils a tensor if it is given one."""
+
+    def __init__(self, calls: Any, spoils: torch.Tensor | None) -> None:
+        self.calls, self.spoils, self.replays = calls, spoils, 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        for call, args, named in self.calls:
+            call(*args, **named)
+        if self.spoils is not None:
+            self.spoils.add_(1.0)
+
+
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_gpu_remembers_the_calls(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one graph, which is only used if it gives the same. (No GPU is at hand: its part is played by a double.)"""
+    x, w = torch.randn(4, 3), torch.randn(3, 2)
+
+    def function(x: torch.Tensor, w: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.mm(x.t(), torch.mm(x, w)).mul(0.1), torch.mm(x, w).sum()]
+
+    program = Program(function, [x, w], [w])
+    graph = FakeGraph(program.calls, None if right else w)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    before = w.clone()
+    slope, value = function(x, before)
+    program.inputs = (x.as_subclass(OnGpu), w)
+    program._captured([before], [before - slope, value], False)
+    w.copy_(before)
+    assert (program.graph is graph) == right
+    program()
+    torch.testing.assert_close(w, before - slope)
+    assert graph.replays == (2 if right else 1)
+
+
+def test_out_of_memory_makes_the_chunk_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the numbers are those of the smaller chunk; where one client does not fit, it is an error."""
+    task, who = task_of("mlp"), torch.arange(6)
+    given = (task, who, Work(task.fresh(0).expand(6, -1)), keyed.fold(1, who), LocalSGD(lr=0.1, steps=3, batch=5))
+    expected = Stacked(2)(*given)
+    take, fits = rooms.take, 3
+
+    def small(task: Task, chunk: int, *rest: Any) -> rooms.Room:
+        if chunk > fits:
+            raise torch.OutOfMemoryError("too large")
+        return take(task, chunk, *rest)
+
+    monkeypatch.setattr(rooms, "take", small)
+    with pytest.warns(UserWarning, match="no memory for 4 clients side by side; going on with 2"):
+        answer = Stacked(4)(*given)
+    assert answer.delta.equal(expected.delta)
+    assert answer.loss.equal(expected.loss)
+    fits = 0
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="no memory"):
+        Stacked(2)(*given)

@@ -1,10 +1,12 @@
-"""A chunk's gradients as a straight-line program: traced once, then run without autograd and without new memory.
+"""A chunk's step as a straight-line program: traced once, then run without autograd and with little new memory.
 
 A chunk has one shape for ever, so the gradient of its losses is one list of operators. `Program` traces it (torch.fx's
 make_fx), takes every view once, computes once what does not depend on its inputs, gives every operator a buffer to
-write to, and lets a buffer be taken over where what it held is no longer needed. What is left of a step is a few dozen
-calls that write in place. The numbers are those of the function, bit for bit: the program is held against it when it is
-made, and where anything is in the way of a trace the function itself runs.
+write to, and lets a buffer be taken over where what it held is no longer needed; where `kernels` knows a faster way to
+compute something on this machine, that way is taken. Weights' gradients that are products of matrices are never
+written down: the product is taken off the weights as it is computed. What is left of a step is a few dozen calls that
+write in place. The program is held against the function when it is made, and where anything is in the way of a trace
+the function itself runs.
 """
 
 from __future__ import annotations
@@ -12,47 +14,100 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedsim.engine import kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import Node
 
+    from fedsim.engine.kernels import Call
+
 Function = Callable[..., Sequence["Tensor"]]
-Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
+ROUNDING = 1e-5  # of what an operator gives in another way
+KINKS = 1e-2  # of a whole gradient: where an activation is nearly 0, rounding says on which side of a ReLU it is
 _tracing = threading.Lock()  # torch.fx traces one function at a time
 
 
 class Program:
-    """A function of tensors whose shapes never change: fill `inputs`, call it, read its values before the next call."""
+    """A function of tensors whose shapes never change: fill `inputs`, call it, read its values before the next call.
 
-    def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
-        """Of a function without side effects. What `inputs` hold now stands for anything they may hold."""
+    Its first values are taken off the tensors `less`, in place, after everything else; a call gives the others.
+    """
+
+    def __init__(
+        self, function: Function, inputs: Sequence[Tensor], less: Sequence[Tensor] = (), twin: Function | None = None
+    ) -> None:
+        """Of a function without side effects. What `inputs` hold now stands for anything they may hold, and is left
+        as it is; `less` may look into them. `twin` computes the same to rounding, and is traced in its place."""
+        import torch
+
         self.function: Function | None = function  # None: the trace does without it, or it is lent out no more
-        self.inputs = tuple(inputs)
+        self.inputs, self.less = tuple(inputs), list(less)
         self.calls: list[Call] | None = None  # None: there is no trace of it
+        self.graph: Any = None  # a CUDA graph of the calls
         self.values: tuple[Tensor, ...] = ()
+        before = [one.clone() for one in self.less]
         try:
             with _tracing:
-                calls, values, exact = compiled(function, self.inputs)
-            for call, args, named in calls:
-                call(*args, **named)
+                made = compiled(twin or function, self.inputs, self.less)
             expected = function(*self.inputs)
-            if all(map(same, values, expected)) if exact else near(values, expected):
-                self.calls, self.values, self.function = calls, values, None
+            expected = [one - off for one, off in zip(before, expected, strict=False)] + list(expected[len(before) :])
+            for call, args, named in made.calls:
+                call(*args, **named)
+            found = [*self.less, *made.values]
+            if agree(found, expected, made.exact and twin is None):
+                self.calls, self.values, self.function = made.calls, made.values, None
+                self._captured(before, expected, made.exact and twin is None)
         except Exception:  # whatever in a user's model cannot be traced; the function itself says what is wrong with it
             self.calls = None
+        finally:
+            if before:
+                torch._foreach_copy_(self.less, before)
 
     def __call__(self) -> Sequence[Tensor]:
-        """The function's values for what `inputs` hold."""
+        """The function's values for what `inputs` hold, without those that were taken off."""
+        import torch
+
         if self.calls is None:
             assert self.function is not None
-            return self.function(*self.inputs)
+            values = self.function(*self.inputs)
+            if self.less:
+                torch._foreach_sub_(self.less, list(values[: len(self.less)]))
+            return values[len(self.less) :]
+        if self.graph is not None:
+            self.graph.replay()
+            return self.values
         for call, args, named in self.calls:
             call(*args, **named)
         return self.values
+
+    def _captured(self, before: list[Tensor], expected: Sequence[Tensor], exact: bool) -> None:
+        """Has a GPU remember the calls as one CUDA graph, held against the function as well."""
+        import torch
+
+        if self.inputs[0].device.type != "cuda":
+            return
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                for call, args, named in self.calls or ():
+                    call(*args, **named)
+        except RuntimeError:  # something in it cannot be captured
+            return
+        for one, old in zip(self.less, before, strict=True):
+            one.copy_(old)
+        graph.replay()
+        if agree([*self.less, *self.values], expected, exact):
+            self.graph = graph
+
+
+def agree(found: Sequence[Tensor], expected: Sequence[Tensor], exact: bool) -> bool:
+    """Whether a program gives its function's values, to the last bit or but for rounding."""
+    return all(map(same, found, expected)) if exact else near(found, expected, KINKS)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -60,37 +115,50 @@ def same(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def near(values: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Whether tensors hold the same numbers but for rounding: to 1e-5 of the largest of all in float32."""
+def near(values: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether tensors hold the same numbers but for rounding: whether the norm of their difference is that small a part
+    of the norm of all."""
     import torch
 
-    scale = torch.stack([one.abs().max() for one in expected if one.numel()]).max()
-    return all(
-        a.dtype == b.dtype
-        and a.shape == b.shape
-        and bool((((a - b).abs() <= 100 * torch.finfo(b.dtype).eps * scale) | (a == b) | ((a != a) & (b != b))).all())
-        for a, b in zip(values, expected, strict=True)
-    )
+    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(values, expected, strict=True)):
+        return False
+    off = torch.stack([torch.where(odd(a, b), 0, a - b).norm() for a, b in zip(values, expected, strict=True)]).norm()
+    size = torch.stack([torch.where(odd(a, b), 0, b).norm() for a, b in zip(values, expected, strict=True)]).norm()
+    return bool(off <= tolerance * size)
 
 
-def compiled(function: Function, inputs: Sequence[Tensor]) -> tuple[list[Call], tuple[Tensor, ...], bool]:
-    """The calls that compute a function of these very tensors, where they leave its values, and whether these are the
-    function's to the last bit: convolutions of one model on a CPU run on pictures with their channels last, which
-    pooling is faster with."""
+def odd(a: Tensor, b: Tensor) -> Tensor:
+    """Where two tensors hold the same infinity, or both none."""
+    return (a == b) | ((a != a) & (b != b))
+
+
+class Compiled(NamedTuple):
+    """What a program consists of."""
+
+    calls: list[Call]
+    values: tuple[Tensor, ...]  # where the calls leave them
+    exact: bool  # whether they are the function's to the last bit
+
+
+def compiled(function: Function, inputs: Sequence[Tensor], less: Sequence[Tensor]) -> Compiled:
+    """The calls that compute a function of these very tensors and take its first values off those of `less`."""
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
     with torch.no_grad():
         graph = make_fx(lambda *given: tuple(function(*given)))(*inputs)
         graph.graph.eliminate_dead_code()
+        pure = not any(node.op == "call_function" and kind(node) == "write" for node in graph.graph.nodes)
+        if pure:
+            once(graph.graph)
         nodes = list(graph.graph.nodes)
         given = iter(inputs)
-        memory = Memory(nodes)
-        pure = not any(node.op == "call_function" and kind(node) == "write" for node in nodes)
+        products = {found for one in nodes[-1].args[0][: len(less)] if (found := product(one)) is not None}
+        memory = Memory(nodes, products)
         values: dict[Node, Any] = {}
         fixed: set[Node] = set()  # what does not depend on the inputs
         calls: list[Call] = []
-        exact = True
+        exact, waiting = True, None  # a convolution that its positive part will compute
         for at, node in enumerate(nodes):
             args, named = (torch.fx.node.map_arg(part, values.__getitem__) for part in (node.args, node.kwargs))
             if node.op == "placeholder":
@@ -99,59 +167,130 @@ def compiled(function: Function, inputs: Sequence[Tensor]) -> tuple[list[Call], 
                 values[node] = getattr(graph, node.target)
                 fixed.add(node)
             elif node.op == "output":
-                return calls, tuple(args[0]), exact
+                calls += taken_off(less, node.args[0], values, products)
+                return Compiled(calls, tuple(args[0][len(less) :]), exact and not products)
             elif kind(node) == "identity":
                 values[node] = args[0]
             else:
                 target: Any = VIEWS.get(str(node.target), node.target)
                 if isinstance(target, str):
                     target = getattr(torch.ops.aten, target).default
-                if convolves_one(node, args):
-                    target, exact = channels_last(target), False
                 if target is torch.ops.aten.view.default and not exact and not viewable(*args):
                     held = memory.place(node, args[0].contiguous())  # it was a view of channels in their usual place
                     calls.append((held.copy_, (args[0],), {}))
                     args = (held, args[1])
-                values[node] = found = target(*args, **named)
-                if pure and all(other in fixed or shape_alone(node) for other in node.all_input_nodes):
+                way = kernels.rectified(*waiting) if waiting else kernels.way(node, args)
+                found, run, waiting = target(*args, **named), target, None
+                if way is not None and agrees(other := way.run(*args), found):
+                    found, run, exact = other, way.run, False
+                else:
+                    way = None
+                values[node] = found
+                if pure and all(one in fixed or shape_alone(node) for one in node.all_input_nodes):
                     fixed.add(node)
                 elif kind(node) == "write":
                     calls.append((target, args, named))
+                elif node in products:
+                    pass  # computed where it is taken off
+                elif way is not None and ends_in_relu(node):
+                    waiting = (way.run, args)
                 elif kind(node) == "compute":
-                    values[node] = memory.place(node, found)
-                    calls.append(writing_to(target, args, named, found, values[node]))
+                    values[node] = placed = memory.place(node, found)
+                    if way is not None and way.into is not None:
+                        calls += way.into(placed, args)
+                    else:
+                        calls.append(writing_to(run, args, named, found, placed))
             memory.release(at)
     raise AssertionError("a graph ends with its output")
+
+
+def once(graph: Any) -> None:
+    """Lets nothing be computed twice: of operators that are alike, of the same values, the first stands for all."""
+    seen: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and not random(node):
+            like = repr(
+                (str(node.target), node.args, node.kwargs)
+            )  # nodes are written as their names, which are unique
+            first = seen.setdefault(like, node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph.erase_node(node)
+
+
+def random(node: Node) -> bool:
+    """Whether an operator draws something."""
+    import torch
+
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def agrees(found: Any, expected: Any) -> bool:
+    """Whether another way gives an operator's own value, a tensor or several, to rounding."""
+    import torch
+
+    if isinstance(expected, torch.Tensor):
+        return near([found], [expected], ROUNDING)
+    there = [(a, b) for a, b in zip(found, expected, strict=True) if a is not None or b is not None]
+    return all(a is not None and b is not None and near([a], [b], ROUNDING) for a, b in there)
+
+
+def product(end: Any) -> Node | None:
+    """The product of matrices that a value is, as it was computed or transposed, if nothing else asks for it."""
+    node = end
+    while node.op == "call_function" and kind(node) == "view" and len(node.users) == 1:
+        node = node.args[0]
+    if str(node.target) not in ("aten.bmm.default", "aten.mm.default") or len(node.users) != 1:
+        return None
+    found: Node = node
+    apart = kernels.taken_apart(*(part.meta["val"] for part in node.args))
+    return found if apart and turned(end, found) is not None else None
+
+
+def turned(end: Node, found: Node) -> bool | None:
+    """Whether a value is the transpose of that product; None: it is something else. A stack of one may stand for it."""
+    value, matrix = end.meta["val"], found.meta["val"]
+    if value.ndim > matrix.ndim and len(value) == 1:
+        value = value[0]
+    for answer in (False, True):
+        if value.shape == matrix.shape and value.stride() == matrix.stride():
+            return answer
+        matrix = matrix.mT
+    return None
+
+
+def taken_off(less: Sequence[Tensor], ends: Sequence[Node], values: dict[Node, Any], products: set[Node]) -> list[Call]:
+    """The calls that take the values of the first of `ends` off the tensors."""
+    import torch
+
+    calls: list[Call] = []
+    targets: list[Tensor] = []
+    others: list[Tensor] = []
+    for target, end in zip(less, ends, strict=False):
+        found = product(end)
+        if found is None or found not in products:
+            targets.append(target)
+            others.append(values[end])
+            continue
+        left, right = (values[part] for part in found.args)  # type: ignore[index]
+        target = target[0] if target.ndim > left.ndim else target
+        calls += kernels.subtract(target.mT if turned(end, found) else target, left, right)
+    return [*calls, (torch._foreach_sub_, (targets, others), {})] if others else calls
+
+
+def ends_in_relu(node: Node) -> bool:
+    """Whether a convolution is there for its positive part alone, which comes next."""
+    after = node.next
+    return (
+        str(node.target) == "aten.convolution.default" and list(node.users) == [after]
+        and str(after.target) == "aten.relu.default"
+    )  # fmt: skip
 
 
 VIEWS = {  # operators on what is nobody else's that do as well as views of it
     "aten._unsafe_view.default": "view", "aten.unsqueeze_.default": "unsqueeze", "aten.squeeze_.default": "squeeze",
     "aten.t_.default": "t",
 }  # fmt: skip
-
-
-def convolves_one(node: Node, args: Any) -> bool:
-    """Whether an operator is a convolution of pictures by one model, forwards or backwards, on a CPU."""
-    name = str(node.target)
-    if name not in ("aten.convolution.default", "aten.convolution_backward.default"):
-        return False
-    pictures, groups = args[0], args[8] if name == "aten.convolution.default" else args[9]
-    return bool(pictures.ndim == 4 and groups == 1 and pictures.device.type == "cpu")
-
-
-def channels_last(target: Any) -> Callable[..., Any]:
-    """A convolution whose tensors have their channels last."""
-    import torch
-
-    def last(value: Any) -> Any:
-        four = isinstance(value, torch.Tensor) and value.ndim == 4
-        return value.contiguous(memory_format=torch.channels_last) if four else value
-
-    def run(*args: Any, **named: Any) -> Any:
-        found = target(*map(last, args), **named)
-        return tuple(map(last, found)) if isinstance(found, tuple) else last(found)
-
-    return run
 
 
 def viewable(tensor: Tensor, shape: Sequence[int]) -> bool:
@@ -185,14 +324,16 @@ def shape_alone(node: Node) -> bool:
 class Memory:
     """Buffers for what operators compute, each free for another when nothing that looks into it is needed any more."""
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
+    def __init__(self, nodes: Sequence[Node], last_of_all: set[Node]) -> None:
+        """`last_of_all` are computed when everything else has been."""
         self._root: dict[Node, Node] = {}  # whose memory a node looks into
         last: dict[Node, int] = {}
         for at, node in enumerate(nodes):
             shares = node.op == "call_function" and kind(node) != "compute" and isinstance(node.args[0], type(node))
             self._root[node] = self._root[node.args[0]] if shares else node  # type: ignore[index]
             for other in node.all_input_nodes:
-                last[self._root[other]] = len(nodes) if node.op == "output" else at  # values are never let go
+                never = node.op == "output" or node in last_of_all  # values are not let go
+                last[self._root[other]] = len(nodes) if never else max(at, last.get(self._root[other], at))
         self._ends: dict[int, list[Node]] = {}
         for node, at in last.items():
             self._ends.setdefault(at, []).append(node)

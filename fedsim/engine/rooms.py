@@ -56,8 +56,8 @@ class Room:
     def gradients(self, rows: Tensor, weights: Tensor, keys: Tensor, rates: Tensor | None) -> Any:
         """The gradients at y of each client's loss, a tensor [c, ...] for each of the model's, and the losses [c].
 
-        rows [c, b] are places in the pool, weights [c, b] what they count, rates [c] what gradients are multiplied by.
-        They lie in buffers that the next call writes to.
+        rows [c, b] are places in the pool, weights [c, b] what they count. Of a plain room the gradients are multiplied
+        by rates [c] and taken off y, and there are only losses. They lie in buffers that the next call writes to.
         """
         import torch
 
@@ -70,7 +70,8 @@ class Room:
         if self._rates is not None and rates is not None:
             given.append(self._rates.copy_(rates[:, None]))
         if self._program is None:
-            self._program = Program(step_of(self._task), given)
+            twin = alone(self._task) if len(self.y) == 1 else None
+            self._program = Program(step_of(self._task), given, self.views if self._rates is not None else (), twin)
         return self._program()
 
     @property
@@ -104,6 +105,15 @@ def give_back(room: Room) -> None:
         rooms = _waiting.setdefault(owner, [])
         rooms.append(room)
         del rooms[:-KEPT]
+
+
+def clear() -> None:
+    """Lets go of all rooms that wait, and of memory that torch keeps for them."""
+    import torch
+
+    _waiting.clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def traits(task: Task) -> tuple[Any, ...]:
@@ -155,13 +165,40 @@ def step_of(task: Task) -> Callable[..., Any]:
     return step
 
 
+def alone(task: Task) -> Callable[..., Any]:
+    """`step_of` for a chunk of one model, without batching it."""
+    gradient = of_one(task, ready=examples(task) is not task.inputs)
+
+    def step(y: Tensor, *given: Tensor) -> list[Tensor]:
+        inputs, targets, weights, keys, *rates = (one[0] for one in given)
+        worth = rates[0] if rates else None
+        slopes, value = gradient(task.layout.views(y[0]), inputs, targets, weights, keys, worth)
+        return [slopes[name][None] for name in task.layout.names] + [value[None]]
+
+    return step
+
+
 Gradient = Callable[..., tuple[dict[str, Any], Any]]
 
 
 def gradients(task: Task, dropout: bool = True, ready: bool = False) -> Gradient:
     """(params [c, ...], inputs [c, b, ...], targets [c, b], weights [c, b], keys [c], worth [c, 1] or None) ->
     gradients, times `worth` where that is given, and losses [c]. `ready`: the inputs are normalised already."""
-    from torch.func import grad, vmap
+    from torch.func import vmap
+
+    one = of_one(task, dropout, ready)
+    batched = {True: vmap(one, randomness="error"), False: vmap(one, in_dims=(0, 0, 0, 0, 0, None), randomness="error")}
+
+    def run(*given: Any) -> tuple[dict[str, Any], Any]:
+        found: tuple[dict[str, Any], Any] = batched[given[5] is not None](*given)
+        return found
+
+    return run
+
+
+def of_one(task: Task, dropout: bool = True, ready: bool = False) -> Gradient:
+    """`gradients` of one model: no tensor has the axis [c]."""
+    from torch.func import grad
 
     def loss(
         params: dict[str, Tensor], inputs: Tensor, targets: Tensor, weights: Tensor, key: Tensor, worth: Tensor | None
@@ -174,10 +211,4 @@ def gradients(task: Task, dropout: bool = True, ready: bool = False) -> Gradient
     def one(*given: Any) -> Any:
         return grad(loss, has_aux=True)(*given)
 
-    batched = {True: vmap(one, randomness="error"), False: vmap(one, in_dims=(0, 0, 0, 0, 0, None), randomness="error")}
-
-    def run(*given: Any) -> tuple[dict[str, Any], Any]:
-        found: tuple[dict[str, Any], Any] = batched[given[5] is not None](*given)
-        return found
-
-    return run
+    return one

@@ -8,6 +8,8 @@ chunk, threads and dtype fixed a client's numbers are bit-identical whoever trai
 from __future__ import annotations
 
 import itertools
+import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,7 +84,7 @@ class Stacked:
             torch.zeros(len(steps), dtype=task.dtype, device=task.device), last_velocity,
         )  # fmt: skip
         dealt = workers.shares(steps, self.chunk, task.device)
-        workers.each(lambda members: self._turns(cohort, members), dealt, task.device)
+        workers.each(lambda members: self._fitting(cohort, members), dealt, task.device)
 
         answers, begin = [], 0
         for one, taken in zip(jobs, each, strict=True):
@@ -96,6 +98,23 @@ class Stacked:
             span = spans(one.local, taken, one.t, one.work)
             answers.append(Answer(one.who, delta[mine], span, cohort.loss[mine], told))
         return answers
+
+    def _fitting(self, cohort: Cohort, members: list[int]) -> None:
+        """`_turns`, in fewer lanes where the device has no memory for so many. Says so: the numbers are then those of
+        the smaller chunk, which are the same to rounding."""
+        import torch
+
+        fewer = self
+        while True:
+            try:
+                return fewer._turns(cohort, members)
+            except torch.OutOfMemoryError:
+                if fewer.chunk == 1:
+                    raise
+                fewer = Stacked(fewer.chunk // 2)
+                rooms.clear()
+                what = f"{cohort.task.device} has no memory for {2 * fewer.chunk} clients side by side"
+                warnings.warn(f"{what}; going on with {fewer.chunk} (set chunk = {fewer.chunk})", stacklevel=2)
 
     def _turns(self, cohort: Cohort, members: list[int]) -> None:
         """Trains these clients of a cohort in the lanes of one room, and writes down how far each moved, its loss and
@@ -129,20 +148,19 @@ class Stacked:
             weight = counted.to(task.dtype) / count.clamp(min=1)[..., None]
             rate = cohort.rates[job[:, cut]]  # [c, S]
             number[:, cut] = count.to(task.dtype)
-            for s in range(count.shape[1]):
-                worth = rate[:, s] if cohort.plain else None  # a plain step's gradients come out times lr
-                *slopes, value = room.gradients(pool[:, s], weight[:, s], step_keys[:, s], worth)
+            columns = zip(*(each.unbind(1) for each in (pool, weight, step_keys, rate)), strict=True)
+            for s, (places, shares, step, lr) in enumerate(columns):
+                worth = lr if cohort.plain else None  # a plain step's gradients are taken off times lr
+                *slopes, value = room.gradients(places, shares, step, worth)
                 values[:, begin + s] = value
-                if flat is None:
-                    torch._foreach_sub_(room.views, slopes)
-                else:
+                if flat is not None:
                     for view, slope in zip(task.layout.views(flat).values(), slopes, strict=True):
                         view.copy_(slope)
                     start = None if is_number(work.mu, 0.0) else bank[cohort.at_bank[at]]
                     adjust(flat, y, work, start, local, at)
                     if velocity is not None:
                         velocity.mul_(local.momentum).add_(flat)
-                    y.sub_(torch.mul(flat if velocity is None else velocity, rate[:, s, None], out=flat))
+                    y.sub_(torch.mul(flat if velocity is None else velocity, lr[:, None], out=flat))
                 changes = lanes.changes(begin + s)
                 if changes[0]:  # lanes whose client has taken its last step; the next one gets in
                     over, done, going, following = (torch.tensor(i, dtype=torch.int64).to(device) for i in changes)
@@ -325,9 +343,12 @@ def choose(task: Task, local: LocalSGD, cohort: float, memory: int = 2**30) -> S
     """A stacked engine for cohorts of that typical size whose chunk fits `memory` bytes: decided once, then fixed.
 
     Counted are a client's vectors and the activations that one forward pass keeps for the backward pass. More lanes
-    than the longest client's turn leaves work for would idle. A CPU gains nothing from more than 16, loses where models
+    than the longest client's turn leaves work for would idle. A CPU gains nothing from more than 32, loses where models
     and gradients outgrow its caches, and has no good convolution for several models at once: those train one by one.
+    There, clients are dealt to as many workers as torch has threads, and to lanes that all have the same to do.
     """
+    import torch
+
     from fedsim.engine.plan import activations
 
     kept, convolves = activations(task, width(task, local))
@@ -338,9 +359,11 @@ def choose(task: Task, local: LocalSGD, cohort: float, memory: int = 2**30) -> S
     useful = cohort * (sum(steps) / len(steps)) / max(steps)
     most = 512
     if task.device.type == "cpu":
-        most = 1 if convolves else max(1, min(16, NEAR // (2 * model)))
-        memory = min(memory, CACHE)
-    return Stacked(chunk=max(1, min(most, round(useful), memory // max(each, 1))))
+        most = 1 if convolves else max(1, min(32, NEAR // (2 * model)))
+        memory, useful = min(memory, CACHE), useful / min(torch.get_num_threads(), workers.MOST)
+    most = max(1, min(most, memory // max(each, 1)))
+    useful = max(1, round(useful))
+    return Stacked(chunk=math.ceil(useful / math.ceil(useful / most)))
 
 
 def common(task: Task, locals: Iterable[LocalSGD], cohort: float, memory: int) -> Stacked:

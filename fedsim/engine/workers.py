@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from fedsim.engine import heap
 from fedsim.engine.plan import deal
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def each(work: Callable[[list[int]], None], parts: Sequence[list[int]], device: 
     one thread in each, however many parts there are: with how many it does can change the last bits."""
     import torch
 
+    if device.type == "cpu":
+        heap.keep()
     threads = torch.get_num_threads()
     if device.type != "cpu" or (threads == 1 and len(parts) == 1):
         for part in parts:
