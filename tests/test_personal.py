@@ -17,6 +17,7 @@ from fedsim.finetune import FineTune
 from fedsim.participation import Bernoulli
 from fedsim.simulation import begin, prepare
 from fedsim.strategies import DPSGD, MIFA, SCAFFOLD, FedAdam, FedAvg, FedAvgM, FedProx, Personal
+from fedsim.strategy import Work
 from fedsim.task import Task, layout_of
 
 N, T = 8, 6
@@ -155,6 +156,22 @@ def test_control_variates_leave_the_local_part_alone(task: Task, schedule: Any) 
     assert shift[:, split.others].any()
     assert state.inner.c.data.shape[1] == len(split.others)  # and memory of the shared part only
     assert state.h.data.shape[1] == len(split.meant)
+
+
+class Rolling(FedAvg):
+    """A server that hands out a velocity."""
+
+    def send(self, state: Any, who: torch.Tensor) -> Work:
+        start = state.x.expand(len(who), -1)
+        return Work(start, velocity=torch.ones_like(start))
+
+
+def test_what_has_no_meaning_for_the_local_part_is_refused(task: Task, schedule: Any) -> None:
+    ready = prepare(Personal(Rolling()), task, schedule)
+    with pytest.raises(ValueError, match="Rolling tells clients a velocity"):
+        ready.send(begin(ready, task), torch.arange(2))
+    nothing_kept = prepare(Personal(Rolling(), keep=()), task, schedule)
+    assert nothing_kept.send(begin(nothing_kept, task), torch.arange(2)).velocity is not None
 
 
 def test_an_optimiser_outside_moves_the_shared_part_only(task: Task, schedule: Any) -> None:

@@ -25,12 +25,15 @@ from fedsim import parts
 from fedsim.rows import Rows
 from fedsim.strategies.fedavg import FedAvg
 from fedsim.strategies.fedopt import needs_a_server
-from fedsim.strategy import Round, Strategy, Traffic, Work, Wrapper
+from fedsim.strategy import Round, Strategy, Traffic, Work, Wrapper, core
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedsim.task import Layout
+
+
+KNOWN = ("start", "shift", "scale", "mu", "ask")  # what of a Work is understood for the local part
 
 
 class State(NamedTuple):
@@ -78,6 +81,13 @@ class Personal(Wrapper):
         work = self.inner.send(self.within(state), who)
         if not self.keep:
             return work
+        for name in work._fields:
+            value = getattr(work, name)
+            if name not in KNOWN and not (value is None or isinstance(value, (int, float))):
+                raise ValueError(
+                    f"{type(core(self.inner)).__name__} tells clients a {name}, and of the part that they keep nobody"
+                    " knows what that would be; take another strategy inside Personal"
+                )
         split, h = self.split(state.x), self.kept(state, who)
         shift = work.shift
         if not isinstance(shift, (int, float)):
