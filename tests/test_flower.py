@@ -35,6 +35,8 @@ from fedsim.strategies import (
     FedStale,
     FedVARP,
     FedYogi,
+    Personal,
+    ServerLR,
     VarianceCorrection,
 )
 from fedsim.strategy import Round, ServerStrategy, Strategy, Work
@@ -177,6 +179,7 @@ STRATEGIES = [
     FedProx(mu=0.3),
     FedProx(inner=FedAdam(inner=MIFA())),
     FedAdam(),
+    ServerLR(FedYogi(FedAvgM(MIFA()))),
     Curious(),
 ]
 
@@ -188,6 +191,14 @@ def test_equals_the_native_loop_bit_for_bit(task: Task, schedule: Schedule, stra
     assert torch.equal(flower.strategy.model(flower.state), last.model)
     for ours, theirs in zip(leaves(flower.state), leaves(last.state), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_parts_that_clients_keep_equal_the_native_loop_s(task: Task, schedule: Schedule) -> None:
+    strategy = Personal(MIFA(), layout=task.layout)
+    flower, last = through_flower(task, strategy, schedule), native(task, strategy, schedule)
+    who = torch.arange(N)
+    assert torch.equal(strategy.own(flower.state, who), strategy.own(last.state, who))
+    assert not torch.equal(strategy.own(flower.state, who[:1]), strategy.own(flower.state, who[1:2]))
 
 
 def test_a_uniform_objective(task: Task, schedule: Schedule) -> None:
