@@ -229,10 +229,14 @@ def evaluate(
             value = metrics["train_objective"] + entry.local.weight_decay / 2 * float(x @ x)
             metrics["suboptimality"] = value - best.value
             metrics["distance_to_optimum"] = float((x - best.x).norm())
-    elif world.task.held is not None or experiment.finetune is not None:
+    elif world.task.held is not None or experiment.finetune is not None or experiment.personal:
         figures = measure.per_client(world.task, used)
     if figures is not None:
         metrics |= clients.metrics(figures, world.p.cpu().numpy(), world.rates)
+        if experiment.personal:  # what there is to compare then: of a common model as of own ones
+            metrics |= {
+                f"personal_{n}": metrics[f"client_{n}"] for n in ("accuracy", "loss") if f"client_{n}" in metrics
+            }
     if experiment.finetune is not None:
         engine = Loop() if experiment.run.engine == "loop" else Stacked(experiment.run.chunk or 1)
         rule, task = experiment.finetune, world.task

@@ -290,6 +290,8 @@ def test_an_experiment_measures_clients_before_and_after() -> None:
         for name in ("loss", "accuracy", "tuned_loss", "tuned_accuracy"):
             assert len(table[name]) == 6, (label, name)
         assert finals[label]["tuned_client_loss"] != finals[label]["client_loss"]
+    for label, final in finals.items():  # what the comparison is about
+        assert final["personal_accuracy"] == final["client_accuracy"], label
     assert finals["FedPer"]["bytes_up"] < finals["FedAvg"]["bytes_up"]
     assert finals["FedPer"]["client_accuracy"] != finals["FedAvg"]["client_accuracy"]
     assert "weight_distance" in finals["FedPer"]

@@ -154,6 +154,11 @@ class Experiment:
         if self.run.optimum and not self.run.eval_train:
             raise ValueError("[run] optimum needs the training objective: set eval-train = true")
 
+    @property
+    def personal(self) -> bool:
+        """Whether clients of some strategy have models of their own, so that the comparison is about these."""
+        return any(getattr(entry.strategy, "personal", False) for entry in self.entries)
+
     def settled(self, **run: Any) -> Experiment:
         """The same with parts of [run] decided: the device found, the number of threads."""
         return replace(self, run=replace(self.run, **run))
