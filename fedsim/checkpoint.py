@@ -6,6 +6,7 @@ either there whole or not there. A state is a NamedTuple of tensors, `Rows`, num
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,8 @@ def save_checkpoint(path: str | Path, state: Any, t: int, meta: dict[str, Any] |
 
     tensors: dict[str, Tensor] = {}
     structure = _take_apart(state, "state", tensors)
-    header = json.dumps({"format": FORMAT, "t": t, "meta": meta or {}, "structure": structure})
+    content = {"format": FORMAT, "t": t, "meta": meta or {}, "structure": structure}
+    header = json.dumps(content | {"digest": _digest(content, tensors)})
     write_atomically(Path(path), save(tensors, {"fedsim": header}))
 
 
@@ -51,14 +53,32 @@ def load_checkpoint(path: str | Path, like: Any) -> tuple[Any, int, dict[str, An
         raise ValueError(f"{path} is not a checkpoint, or is damaged: {error}") from error
     if header is None:
         raise ValueError(f"{path} is a safetensors file but not a checkpoint of fedsim")
-    content = json.loads(header)
-    if content["format"] != FORMAT:
+    try:
+        content = json.loads(header)
+        known, written = content["format"] == FORMAT, content.pop("digest", None)
+        if known and written is not None and written != _digest(content, tensors):  # those of fedsim 0.1 have none
+            raise ValueError("its contents are not those that were written")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error or 'its header cannot be read'}") from error
+    if not known:
         raise ValueError(f"{path} has checkpoint format {content['format']}, this fedsim reads {FORMAT}")
     try:
         state = _put_together(content["structure"], like, "state", tensors, _device(like))
     except _Differs as difference:
         raise ValueError(f"{path} does not fit: {difference}; it was saved from another experiment") from None
     return state, content["t"], content["meta"]
+
+
+def _digest(content: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of all that a checkpoint says, so that no bit of it changes unnoticed."""
+    import torch
+
+    hashed = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in sorted(tensors):
+        hashed.update(f"{name} {_show(tensors[name])}".encode())
+        if tensors[name].numel():
+            hashed.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 class _Differs(Exception):

@@ -122,9 +122,9 @@ def drifted(
 ) -> Tensor:
     """x_d [P], where the clients' whole-batch local work cancels, Σ w_i Δ_i(x_d) = 0: SciPy's Anderson mixing from x.
 
-    The work is what `strategy` would send in `state` (its pull, shift and scale), from x_d, with as many steps as a
-    client takes with its minibatches. Stops where the rest has fallen to `tolerance` of its first size, or after so
-    many `rounds`.
+    The work is what `strategy` would send in `state` (its pull, shift and scale; a second point is x_d too), from x_d,
+    with as many steps as a client takes with its minibatches. Stops where the rest has fallen to `tolerance` of its
+    first size, or after so many `rounds`.
     """
     import numpy as np
     import torch
@@ -138,14 +138,16 @@ def drifted(
     effort = torch.tensor([count / max(steps) for count in steps])
     who = torch.arange(task.n)
     sent = strategy.send(state, who.to(task.device))
-    work = Work(sent.start, sent.shift, sent.scale, sent.mu)
+    work = Work(sent.start, sent.shift, sent.scale, sent.mu, against=sent.against)
     work = work._replace(**{
         name: value.to(torch.float64) for name in ("shift", "scale") if hasattr(value := getattr(work, name), "to")
     })  # fmt: skip
     engine, keys = Stacked(chunk=LANES), torch.zeros(task.n, dtype=torch.int64, device=task.device)
 
     def move(at: Tensor) -> Tensor:
-        answer = engine(task, who, work._replace(start=at.expand(task.n, -1)), keys, whole, 0, effort)
+        every = at.expand(task.n, -1)
+        there = None if sent.other is None else every  # where nothing moves, the model before is this one
+        answer = engine(task, who, work._replace(start=every, other=there), keys, whole, 0, effort)
         return w @ answer.delta
 
     def flat(values: Any) -> Any:

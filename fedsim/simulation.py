@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim import curricula, keyed
 from fedsim.engine.plan import Job
-from fedsim.strategy import GossipStrategy, Round, Strategy, Traffic, complete, core
+from fedsim.strategy import GossipStrategy, Round, Strategy, Traffic, complete, core, scrutinise
 from fedsim.weights import Scheduled
 
 if TYPE_CHECKING:
@@ -77,8 +77,10 @@ def simulate(
     `state` and the round `t` to run next; nothing else is needed. A yielded state is consumed by the next round: copy
     what you want to keep.
 
-    Raises ValueError if the schedule is for another number of clients, or if training gives NaN or infinity.
+    Raises ValueError if the schedule is for another number of clients, if the strategy cannot do with the local
+    training, or if training gives NaN or infinity; warns (`CombinationWarning`) of what a paper says nothing of.
     """
+    scrutinise(strategy, local)
     turns = rounds(task, strategy, schedule, local, seed=seed, p=p, init=init, state=state, t=t)
     engine = default_engine(task, local, schedule) if engine is None else engine
     answer: Answer | None = None
@@ -168,12 +170,15 @@ def turn(
         return strategy.step(state, round), round
     answer = yield Job(task, who, work, keyed.fold(seed, "client", t, there), local, t, effort)
     assert answer is not None
-    start = work.start
+    start, done = work.start, None if bool((effort == 1).all()) else effort.to(device)
     if len(answer.who) < len(who):  # who did not answer was absent
         there = answer.who.to(device)
         answered = torch.isin(who, answer.who).to(device)
         start, chance = start[answered], None if chance is None else chance[answered]
-    round = Round(t, there, start, answer.delta, answer.span, answer.loss, available, lr, None, answer.told, chance)
+        done = None if done is None else done[answered]
+    round = Round(
+        t, there, start, answer.delta, answer.span, answer.loss, available, lr, None, answer.told, chance, done
+    )
     return strategy.step(state, round), round
 
 

@@ -11,6 +11,7 @@ NamedTuple of tensors with a field `x`.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -19,15 +20,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedsim.local import LocalSGD
     from fedsim.mixing import Edges, Mixing
+    from fedsim.participation import Participation
 
-EXTRAS = frozenset({"gradient-at-start", "loss-at-start", "velocity"})
+CLIPPED = "{} needs delta = -span * mean gradient, which clipping breaks: leave out clip"
+EXTRAS = frozenset({"gradient-at-start", "loss-at-start", "mean-gradient", "velocity"})
 
 
 class Work(NamedTuple):
     """What the present clients are told. A client takes the steps
 
-    y <- y - lr (scale * grad f_i(y; batch) + mu (y - start_i) + shift_i)
+    y <- y - lr (scale * grad f_i(y; batch) - against * grad f_i(other_i; batch) + mu (y - start_i) + shift_i)
     """
 
     start: Tensor  # [k, P]  where each begins
@@ -36,6 +40,8 @@ class Work(NamedTuple):
     mu: float = 0.0  #         pull towards start (FedProx, FedDyn)
     velocity: Tensor | None = None  # [k, P]  local momentum kept across rounds (gossip with momentum)
     ask: frozenset[str] = frozenset()  # extras to report, of EXTRAS
+    other: Tensor | None = None  # [k, P]  a second point, which stays where it is (FedAvg-M-VR); twice the gradients
+    against: float = 0.0  #         how much the gradient there, on the same minibatch, counts against the first
 
 
 class Round(NamedTuple):
@@ -54,6 +60,19 @@ class Round(NamedTuple):
     told: Mapping[str, Tensor] = {}  #         answers to `ask`, each [k] or [k, P]; never written to
     chance: Tensor | None = None  # [k]     how likely each was to be there this round, where that changes from round to
     #        round; None: it does not, or nobody knows
+    effort: Tensor | None = None  # [k]     share of its local work that each did; None: all did all of it
+
+    def only(self, keep: Tensor) -> Round:
+        """The round as if only those with keep [k] (bool) had been there."""
+        each = ("who", "start", "delta", "span", "loss", "age", "chance", "effort")
+        left = {name: value[keep] for name in each if (value := getattr(self, name)) is not None}
+        return self._replace(**left, told={name: value[keep] for name, value in self.told.items()})
+
+    def spans(self, strategy: str) -> Tensor:
+        """span [k, 1], for a strategy that cannot do without. Raises ValueError where it is unknown."""
+        if self.span is None:
+            raise ValueError(CLIPPED.format(strategy))
+        return self.span[:, None]
 
 
 class Traffic(NamedTuple):
@@ -61,6 +80,22 @@ class Traffic(NamedTuple):
 
     up: int  # clients to the server; in gossip, nodes to their neighbours
     down: int  # the server to clients
+
+
+class CombinationWarning(UserWarning):
+    """A strategy, a local training and a participation that run together, and of which the paper promises nothing."""
+
+
+class Objection(NamedTuple):
+    """What speaks against a combination, and what to do instead, on one line."""
+
+    text: str
+    refused: bool = False  # it cannot work; else it runs, but not as the paper says
+
+
+def clipped(strategy: str, local: LocalSGD) -> list[Objection]:
+    """The objection of a strategy that reads gradients off the clients' moves to a clip that breaks this."""
+    return [] if local.clip is None else [Objection(CLIPPED.format(strategy), refused=True)]
 
 
 class Strategy(ABC):
@@ -96,6 +131,10 @@ class Strategy(ABC):
     @abstractmethod
     def traffic(self, state: Any, round: Round) -> Traffic:
         """What the round cost, told of the state after it."""
+
+    def objections(self, local: LocalSGD, participation: Participation | None = None) -> list[Objection]:
+        """What speaks against running with this local training, and this participation where it is known."""
+        return []
 
     def twin(self) -> Strategy:
         """The strategy that `fedsim.ledger` follows in place of this one: without what clients keep to themselves."""
@@ -216,6 +255,9 @@ class Wrapper(Strategy):
     def traffic(self, state: Any, round: Round) -> Traffic:
         return self.inner.traffic(self.within(state), round)
 
+    def objections(self, local: LocalSGD, participation: Participation | None = None) -> list[Objection]:
+        return self.inner.objections(local, participation)
+
     def twin(self) -> Strategy:
         return replace(self, inner=self.inner.twin())
 
@@ -226,6 +268,17 @@ class Wrapper(Strategy):
     @property
     def linear(self) -> bool:
         return self.inner.linear
+
+
+def scrutinise(
+    strategy: Strategy, local: LocalSGD, participation: Participation | None = None, whose: str = ""
+) -> None:
+    """Warns of a combination of which a paper promises nothing, naming `whose` it is; raises ValueError for one that
+    cannot work."""
+    for text, refused in strategy.objections(local, participation):
+        if refused:
+            raise ValueError(text)
+        warnings.warn(whose + text, CombinationWarning, stacklevel=2)
 
 
 def core(strategy: Any) -> Any:

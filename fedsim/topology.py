@@ -308,7 +308,8 @@ def _numbered(found: Graph, labelled: bool = False, directed: bool = False) -> G
 
     order = sorted(found, key=_natural)
     place = {node: i for i, node in enumerate(order)}
-    graph: Graph = (nx.DiGraph if directed else nx.Graph)(**found.graph)
+    graph: Graph = nx.DiGraph() if directed else nx.Graph()
+    graph.graph.update(found.graph)  # not as arguments: a file may call its attributes what it likes
     for node, i in place.items():
         name = {"label": str(node)} if labelled or not isinstance(node, int) else {}
         graph.add_node(i, **name | found.nodes[node])
@@ -323,6 +324,20 @@ def _numbered(found: Graph, labelled: bool = False, directed: bool = False) -> G
     return graph
 
 
+def _without_entities(path: Path) -> None:
+    """Raises ValueError for XML that defines entities: no graph needs them, and a few lines of them can stand for
+    gigabytes of text or for other files."""
+    from xml.parsers import expat
+
+    def refuse(*what: object) -> None:
+        raise ValueError("it defines XML entities, which no graph needs")
+
+    parser = expat.ParserCreate()
+    parser.EntityDeclHandler = refuse
+    with open(path, "rb") as file:
+        parser.ParseFile(file)
+
+
 def _read_graph(name: str, path: Path, suffix: str, directed: bool) -> Graph:
     """The file as networkx reads it. Raises ValueError for one that it cannot read or that holds no nodes."""
     import networkx as nx
@@ -330,6 +345,7 @@ def _read_graph(name: str, path: Path, suffix: str, directed: bool) -> Graph:
     kind = nx.MultiDiGraph if directed else nx.MultiGraph
     try:
         if suffix == ".graphml":
+            _without_entities(path)
             graph = nx.read_graphml(path)
         elif suffix == ".gml":
             # networkx refuses parallel edges in a file that does not announce them, as some published maps do not

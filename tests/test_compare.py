@@ -395,12 +395,17 @@ def test_final_mean_is_over_the_last_fifth() -> None:
         assert finished.final_mean[name] == pytest.approx((history[18][name] + history[20][name]) / 2)
 
 
-def test_settings_that_do_not_go_together_fail_alone() -> None:
-    """Known only when it runs: SCAFFOLD cannot do with clipped gradients. The others go on."""
-    tables = {**TABLES, "strategy": [{"name": "SCAFFOLD", "local": {"clip": 1.0}}, {"name": "FedAvg"}]}
-    found = list(compare.compare(experiment.parse(tables)))
+def test_what_turns_out_not_to_go_together_fails_alone(tmp_path: Path) -> None:
+    """Known only when it runs. The others go on."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom fedsim.strategies import FedAvg\n"
+        "@dataclass(frozen=True)\nclass Never(FedAvg):\n"
+        "    def step(self, s, r):\n        raise ValueError('not with this clip')\n"
+    )
+    tables = {**TABLES, "strategy": [{"name": "mine.py:Never", "label": "never"}, {"name": "FedAvg"}]}
+    found = list(compare.compare(experiment.parse(tables, tmp_path)))
     failed = [e for e in found if isinstance(e, compare.Failed)]
-    assert [(e.strategy, e.seed) for e in failed] == [("SCAFFOLD", 3), ("SCAFFOLD", 4)]
+    assert [(e.strategy, e.seed) for e in failed] == [("never", 3), ("never", 4)]
     assert all("clip" in e.reason and "\n" not in e.reason for e in failed)
     assert [e.strategy for e in found if isinstance(e, compare.Finished)] == ["FedAvg", "FedAvg"]
 

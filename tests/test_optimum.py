@@ -11,7 +11,7 @@ from helpers import F64, Honest, close, everyone, last
 
 from fedsim import LocalSGD, data, federate, optimum
 from fedsim.data.partition import Dirichlet
-from fedsim.strategies import SCAFFOLD, FedAvg, FedProx
+from fedsim.strategies import SCAFFOLD, FedAvg, FedAvgMVR, FedProx
 
 A = torch.tensor([1.0, 0.5, 2.0, 1.5], dtype=F64)
 B = torch.tensor([0.0, 10.0, -4.0, 7.0], dtype=F64)
@@ -52,6 +52,16 @@ def test_where_local_steps_settle(q4: Any) -> None:
     state = last(SCAFFOLD(), clients, everyone(4, 200), n=4, x=torch.zeros(1, dtype=F64), local=LOCAL)
     x = optimum.drifted(q4, LOCAL, SCAFFOLD(), state, torch.full((4,), 0.25, dtype=F64), torch.zeros(1, dtype=F64))
     assert x.item() == pytest.approx(1.5, abs=1e-6)
+
+
+def test_a_second_point_moves_along(q4: Any) -> None:
+    """FedAvg-M-VR settles where FedAvg does, whatever the model before was."""
+    state = last(
+        FedAvgMVR(), Honest(A[:, None], B[:, None]), everyone(4, 400), n=4, x=torch.zeros(1, dtype=F64), local=LOCAL
+    )
+    equal = torch.full((4,), 0.25, dtype=F64)
+    x = optimum.drifted(q4, LOCAL, FedAvgMVR(), state._replace(before=state.x + 3), equal, torch.zeros(1, dtype=F64))
+    assert x.item() == pytest.approx(1.680542, abs=1e-6)
 
 
 def test_the_split_is_the_error_taken_apart(q4: Any) -> None:

@@ -89,7 +89,7 @@ def test_impossible_settings(folder: Path, settings: dict[str, object], text: st
 def test_files_that_are_not_there_or_damaged(folder: Path) -> None:
     place = folder / "shakespeare"
     (place / "roles.jsonl.xz").write_bytes(b"\xfd7zXZ\x00damaged")
-    with pytest.raises(ValueError, match=r"^[^\n]+roles\.jsonl\.xz cannot be read: LZMAError[^\n]+$"):
+    with pytest.raises(ValueError, match=r"^[^\n]+roles\.jsonl\.xz cannot be read: Corrupt input data$"):
         data.load("shakespeare", folder)
     (place / "roles.jsonl").write_text('{"text": "To be"}\n["text"]\n')  # plain comes first
     with pytest.raises(ValueError, match=r'^[^\n]+roles\.jsonl, line 2: not a JSON object with a "text"$'):

@@ -12,6 +12,7 @@ import typer
 
 from fedsim.cli import (  # in the order of `fedsim --help`
     bench,
+    check,
     listing,
     new,
     participation,
@@ -23,7 +24,20 @@ from fedsim.cli import (  # in the order of `fedsim --help`
 )  # fmt: skip
 from fedsim.cli.base import app
 
-__all__ = ["app", "bench", "listing", "main", "new", "participation", "report", "run", "sweep", "topology", "tune"]
+__all__ = [
+    "app",
+    "bench",
+    "check",
+    "listing",
+    "main",
+    "new",
+    "participation",
+    "report",
+    "run",
+    "sweep",
+    "topology",
+    "tune",
+]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +18,34 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Simulate federated and gossip learning on one machine, and compare strategies fairly.",
 )
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings of combinations, each on a line of its own on stderr."""
+    from fedsim.strategy import CombinationWarning
+
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, CombinationWarning):
+            typer.echo(f"fedsim: warning: {message}", err=True)
+        else:
+            usual(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", CombinationWarning)
+        warnings.showwarning = show
+        yield
+
+
+def hush(quiet: bool) -> bool:
+    """The callback of --quiet: no such warnings either."""
+    from fedsim.strategy import CombinationWarning
+
+    if quiet:
+        warnings.simplefilter("ignore", CombinationWarning)
+    return quiet
 
 
 def _version(wanted: bool) -> None:
@@ -30,5 +61,6 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
+    context.with_resource(plain_warnings())
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsim.cli.base import app
+from fedsim.cli.base import app, hush
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ def run(
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="With Flower: how long a round's replies may take.")
     ] = 600.0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", callback=hush, help="Print nothing but errors.")] = False,
 ) -> None:
     from fedsim.experiment import check_device, load
 

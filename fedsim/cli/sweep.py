@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsim.cli.base import app
+from fedsim.cli.base import app, hush
 from fedsim.cli.run import carry_out
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def sweep(
         str | None, typer.Option(metavar="LABEL", help="The strategy others are held against. Default: the first.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells, and run and write nothing.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", callback=hush, help="Print nothing but errors.")] = False,
 ) -> None:  # fmt: skip
     from fedsim import merit, resolve
     from fedsim.record import default_folder

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsim.cli.base import app
+from fedsim.cli.base import app, hush
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ def tune_(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where data files are sought. Default: FEDSIM_DATA, else ./data."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the TOML only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", callback=hush, help="Print the TOML only.")] = False,
 ) -> None:
     from fedsim.experiment import check_device, load
 

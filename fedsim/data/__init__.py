@@ -23,7 +23,7 @@ from fedsim.data.cifar import CIFAR10
 from fedsim.data.dataset import Dataset, check
 from fedsim.data.partition import Parts
 from fedsim.data.shakespeare import Shakespeare
-from fedsim.data.synthetic import Clusters, Quadratic
+from fedsim.data.synthetic import Clusters, Quadratic, Synthetic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,7 @@ __all__ = [
     "Parts",
     "Quadratic",
     "Shakespeare",
+    "Synthetic",
     "check",
     "directory",
     "load",
@@ -126,6 +127,7 @@ NAMES: dict[str, type] = {
     "cifar10": CIFAR10,
     "shakespeare": Shakespeare,
     "clusters": Clusters,
+    "synthetic": Synthetic,
     "quadratic": Quadratic,
 }
 

@@ -6,13 +6,13 @@ gzipped or plain, whichever the content says.
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedsim.guarded import unpacked
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -21,12 +21,13 @@ def read(path: Path) -> NDArray[np.uint8]:
     """The array in an IDX file. Raises ValueError, one line, when it is damaged or something else."""
     try:
         content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is damaged: gzip says {error}; fetch it again") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = unpacked(content)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: gzip says {error}; fetch it again") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[3] == 0:
         raise ValueError(
             f"{path} is not an IDX file: it begins with {content[:4].hex(' ') or 'nothing'}; fetch it again"

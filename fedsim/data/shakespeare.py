@@ -7,7 +7,6 @@ Read from text, in one of two forms: `roles`, a file of JSON lines, one for each
 from __future__ import annotations
 
 import json
-import lzma
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedsim import resolve
 from fedsim.data.dataset import Dataset
+from fedsim.guarded import unpacked
 
 # LEAF's alphabet of 80 characters (models/utils/language_utils.py); what is not in it counts as the last one, as there
 LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
@@ -106,15 +106,15 @@ def find(place: Path, form: str) -> Path:
 def by_role(path: Path) -> list[str]:
     """What each role says, from JSON lines. Raises ValueError, one line, for anything else."""
     try:
-        content = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+        content = unpacked(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
         lines = content.decode("utf-8").splitlines()
-    except (OSError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {resolve.line(error)}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {resolve.line(error).removeprefix('ValueError: ')}") from error
     found = []
     for number, line in enumerate(lines, 1):
         try:
             text = json.loads(line)["text"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             text = None
         if not isinstance(text, str):
             raise ValueError(f'{path}, line {number}: not a JSON object with a "text"')

@@ -9,5 +9,6 @@ from its key alone: not from who else is present, the order, the device or the e
 from fedsim.engine.loop import Loop
 from fedsim.engine.plan import Answer, Engine
 from fedsim.engine.stacked import Stacked, choose, common
+from fedsim.engine.trial import fastest
 
-__all__ = ["Answer", "Engine", "Loop", "Stacked", "choose", "common"]
+__all__ = ["Answer", "Engine", "Loop", "Stacked", "choose", "common", "fastest"]

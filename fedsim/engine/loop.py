@@ -47,6 +47,7 @@ class Loop:
             velocity = None
             if local.momentum:
                 velocity = torch.zeros_like(y) if work.velocity is None else work.velocity[j].clone()
+            raw = torch.zeros_like(y) if "mean-gradient" in told else None
             lost, seen = torch.zeros((), dtype=task.dtype, device=y.device), 0
             for s in range(steps[j]):
                 here = batch_rows(task, local, mine[: used[j]], keys[j], s)
@@ -56,8 +57,13 @@ class Loop:
                     g = g * (local.clip / g.norm().clamp(min=1e-12)).clamp(max=1.0)
                 if local.weight_decay:
                     g = g + local.weight_decay * y
+                if raw is not None:
+                    raw = raw + g
                 if not is_number(scale, 1.0):
                     g = g * scale
+                if work.other is not None:
+                    second, _ = slope_of(task, work.other[j], here, keyed.fold(keys[j], "step", s))
+                    g = g - work.against * (second + local.weight_decay * work.other[j])
                 if work.mu:
                     g = g + work.mu * (y - work.start[j])
                 if not is_number(shift, 0.0):
@@ -67,6 +73,8 @@ class Loop:
                 y = y - local.lr_at(t) * g
             delta[j] = y - work.start[j]
             loss[j] = lost / max(seen, 1)
+            if raw is not None:
+                told["mean-gradient"].append(raw / max(steps[j], 1))
             if "velocity" in told and velocity is not None:
                 told["velocity"].append(velocity)
         answers = {name: torch.stack(rows) for name, rows in told.items() if rows}

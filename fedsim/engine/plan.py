@@ -116,6 +116,8 @@ def refuse(work: Work, local: LocalSGD) -> None:
     unknown = work.ask - EXTRAS
     if unknown:
         raise ValueError(f"work asks for {sorted(unknown)}; clients can tell {sorted(EXTRAS)}")
+    if work.other is not None and local.clip is not None:
+        raise ValueError("work takes gradients at two points, and which of them is clipped is not said: leave out clip")
     if work.velocity is not None and not local.momentum:
         raise ValueError("work carries a velocity but the local training has no momentum; set momentum in LocalSGD")
 

@@ -77,15 +77,19 @@ class Stacked:
             ])  # fmt: skip
             if any("velocity" in one.work.ask for one in jobs):
                 last_velocity = torch.zeros_like(delta)
+        raw = torch.zeros_like(delta) if any("mean-gradient" in one.work.ask for one in jobs) else None
+        second = None if jobs[0].work.other is None else second_of(jobs)
         cohort = Cohort(
             task, local, is_plain(jobs[0]), steps, torch.tensor(used, dtype=torch.int64).to(task.device),
             joined([one.who for one in jobs]).to(task.device), joined([one.keys for one in jobs]), bank, at_bank,
             merged(jobs), torch.tensor(rates, dtype=task.dtype).to(task.device), velocity, delta,
-            torch.zeros(len(steps), dtype=task.dtype, device=task.device), last_velocity,
+            torch.zeros(len(steps), dtype=task.dtype, device=task.device), last_velocity, raw, second,
         )  # fmt: skip
         dealt = workers.shares(steps, self.chunk, task.device)
         workers.each(lambda members: self._fitting(cohort, members), dealt, task.device)
 
+        if raw is not None:
+            raw /= torch.tensor(steps, dtype=raw.dtype).to(raw.device)[:, None]
         answers, begin = [], 0
         for one, taken in zip(jobs, each, strict=True):
             mine = slice(begin, begin + len(taken))
@@ -93,6 +97,8 @@ class Stacked:
             told: dict[str, Tensor] = {}
             if "velocity" in one.work.ask and last_velocity is not None:
                 told["velocity"] = last_velocity[mine]
+            if "mean-gradient" in one.work.ask and raw is not None:
+                told["mean-gradient"] = raw[mine]
             if one.work.ask & {"gradient-at-start", "loss-at-start"}:
                 told |= self._at_start(task, one.who, one.work)
             span = spans(one.local, taken, one.t, one.work)
@@ -133,6 +139,7 @@ class Stacked:
         velocity = None if cohort.velocity is None else cohort.velocity[job[:, 0]]
         flat = None if cohort.plain else torch.empty_like(y)
         at = job[:, 0]  # [c]  whom each lane trains
+        raw = None if cohort.raw is None else torch.zeros_like(y)  # [c, P]  its gradients so far
 
         values = torch.zeros((self.chunk, lanes.length), dtype=task.dtype, device=device)  # [c, S]
         number = torch.zeros_like(values)  # [c, S]  examples counted; 0 where a lane is idle
@@ -156,8 +163,22 @@ class Stacked:
                 if flat is not None:
                     for view, slope in zip(task.layout.views(flat).values(), slopes, strict=True):
                         view.copy_(slope)
+                    if raw is not None:
+                        raw.add_(flat)
+                        if local.weight_decay:
+                            raw.add_(y, alpha=local.weight_decay)
                     start = None if is_number(work.mu, 0.0) else bank[cohort.at_bank[at]]
                     adjust(flat, y, work, start, local, at)
+                    if cohort.second is not None:
+                        against = cohort.second.against[at]
+                        here_y, there = y.clone(), cohort.second.bank[cohort.second.at_bank[at]]
+                        y.copy_(there)  # the room's gradients are those at y
+                        *slopes, _ = room.gradients(pool[:, s], weight[:, s], step_keys[:, s], None)
+                        y.copy_(here_y)
+                        if local.weight_decay:
+                            flat.sub_(against * local.weight_decay * there)
+                        for view, slope in zip(task.layout.views(flat).values(), slopes, strict=True):
+                            view.sub_(against.view(-1, *[1] * (slope.ndim - 1)) * slope)
                     if velocity is not None:
                         velocity.mul_(local.momentum).add_(flat)
                     y.sub_(torch.mul(flat if velocity is None else velocity, lr[:, None], out=flat))
@@ -168,6 +189,9 @@ class Stacked:
                     cohort.delta[done] = y[over] - bank[cohort.at_bank[done]]
                     if cohort.last_velocity is not None and velocity is not None:
                         cohort.last_velocity[done] = velocity[over]
+                    if cohort.raw is not None and raw is not None:
+                        cohort.raw[done] = raw[over]
+                        raw[going] = 0.0
                     y[going] = bank[cohort.at_bank[following]]
                     if velocity is not None and cohort.velocity is not None:
                         velocity[going] = cohort.velocity[following]
@@ -224,7 +248,17 @@ class Cohort(NamedTuple):
     velocity: Tensor | None  # [K, P]  at the beginning; None: no momentum
     delta: Tensor  # [K, P]  to be filled: how far each moved,
     loss: Tensor  # [K]     its mean loss,
-    last_velocity: Tensor | None  # [K, P]  and its velocity at the end, where somebody asked
+    last_velocity: Tensor | None  # [K, P]  and its velocity at the end, where somebody asked,
+    raw: Tensor | None  # [K, P]  and the sum of its gradients, where somebody asked
+    second: Second | None  # the points whose gradients count against those at the client's own
+
+
+class Second(NamedTuple):
+    """Second points of K clients."""
+
+    bank: Tensor  # [m, P]  distinct ones,
+    at_bank: Tensor  # [K]     and which of them each has
+    against: Tensor  # [K, 1]  what their gradients are multiplied by, to be taken off
 
 
 class Lanes:
@@ -260,8 +294,14 @@ class Lanes:
 def is_plain(job: Job) -> bool:
     """Whether a cohort's step is y <- y - lr * gradient and nothing else."""
     local, work = job.local, job.work
-    plain = not (local.momentum or local.weight_decay or local.clip)
-    return plain and is_number(work.mu, 0.0) and is_number(work.shift, 0.0) and is_number(work.scale, 1.0)
+    plain = not (local.momentum or local.weight_decay or local.clip or "mean-gradient" in work.ask)
+    return (
+        plain
+        and work.other is None
+        and is_number(work.mu, 0.0)
+        and is_number(work.shift, 0.0)
+        and is_number(work.scale, 1.0)
+    )
 
 
 def kind(job: Job) -> tuple[Any, ...]:
@@ -270,6 +310,7 @@ def kind(job: Job) -> tuple[Any, ...]:
     local = job.local
     return (
         id(job.task), width(job.task, local), is_plain(job), local.momentum, local.weight_decay, local.clip,
+        job.work.other is None,
     )  # fmt: skip
 
 
@@ -281,18 +322,31 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def starts(jobs: Sequence[Job]) -> tuple[Tensor, Tensor]:
-    """Where clients begin, as distinct models [m, P] and which of them each has [K]: a server's model is one row,
-    however many get it."""
+    """Where clients begin, as distinct models [m, P] and which of them each has [K]."""
+    return distinct([job.work.start for job in jobs])
+
+
+def second_of(jobs: Sequence[Job]) -> Second:
+    """The second points of cohorts that have them."""
+    import torch
+
+    points = [job.work.other for job in jobs if job.work.other is not None]
+    against = torch.cat([points[0].new_full((len(job.who), 1), job.work.against) for job in jobs])
+    return Second(*distinct(points), against)
+
+
+def distinct(points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Models [k, P] of several cohorts as distinct ones [m, P] and which of them each has [K]: a server's model is one
+    row, however many get it."""
     import torch
 
     rows, index, begin = [], [], 0
-    for job in jobs:
-        start = job.work.start
+    for start in points:
         k, shared = len(start), len(start) > 1 and start.stride(0) == 0
         rows.append(start[:1] if shared else start)
         index.append(torch.full((k,), begin) if shared else torch.arange(begin, begin + k))
         begin += len(rows[-1])
-    return joined(rows), joined(index).to(jobs[0].task.device)
+    return joined(rows), joined(index).to(points[0].device)
 
 
 def merged(jobs: Sequence[Job]) -> Work:

@@ -30,7 +30,7 @@ from fedsim.finetune import FineTune
 from fedsim.local import LocalSGD
 from fedsim.mixing import Mixing
 from fedsim.participation import Everyone, Participation
-from fedsim.strategy import GossipStrategy, Strategy, core
+from fedsim.strategy import GossipStrategy, Strategy, core, scrutinise
 
 KEYS = ("name", "base", "task", "participation", "local", "strategy", "run", "finetune", "tune")
 ENTRY_KEYS = ("name", "label", "local", "topology", "tune")
@@ -60,6 +60,10 @@ def read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not TOML: {error}") from error
+    except RecursionError:
+        raise ValueError(
+            f"{path}: not TOML that can be read: its lists and tables lie too deep in each other"
+        ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
@@ -289,6 +293,11 @@ def check(experiment: Experiment) -> None:
         labels[entry.label] = i
         _check_lists(entry.strategy, n, place)
         _check_graph(entry, n, experiment.run.seeds[0], place)
+        if isinstance(entry.strategy, Strategy):
+            try:
+                scrutinise(entry.strategy, entry.local, experiment.participation, f"{entry.label}: ")
+            except ValueError as error:
+                raise Mistake(place, f"{entry.label}: {error}") from error
 
 
 def _check_lists(value: Any, n: int, place: Place) -> None:

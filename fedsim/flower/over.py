@@ -245,8 +245,8 @@ def over(
     engine on the same grid. replies="arrays" has clients of ours answer with updated models, as Flower's client mods
     want it, at the cost of rounding; nodes that host many always answer with deltas.
 
-    Work beyond where to start (shift, scale, mu, velocity, partial effort, questions) needs ClientApps that say in
-    the query that they understand it, or in the reply that they "honoured" it. Others are refused: ValueError.
+    Work beyond where to start (shift, scale, mu, other, velocity, partial effort, questions) needs ClientApps that say
+    in the query that they understand it, or in the reply that they "honoured" it. Others are refused: ValueError.
     TimeoutError, naming who is missing, when not all nodes come; WrongNodes when they are of another task.
     """
     return Over(
@@ -262,7 +262,10 @@ def hosted(work: Work, local: LocalSGD) -> Work:
         return value.cpu() if isinstance(value, Tensor) else value
 
     ask = work.ask if local.momentum else work.ask - {"velocity"}
-    return Work(here(work.start), here(work.shift), here(work.scale), work.mu, here(work.velocity), ask)
+    return Work(
+        here(work.start), here(work.shift), here(work.scale), work.mu, here(work.velocity), ask, here(work.other),
+        work.against,
+    )  # fmt: skip
 
 
 def answer(asked: Asked, heard: Mapping[int, Reply], task: Task) -> Answer:

@@ -8,14 +8,16 @@ Any ClientApp finds in a train message
 and one that declared what it understands (see `client_app`), or is asked for more than to train from there, finds
 besides, as far as there is any
 
-    "fedsim"           ConfigRecord  t (0, 1, ...), key, reply ("delta" or "arrays"), mu, scale, shift, effort, ask
+    "fedsim"           ConfigRecord  t (0, 1, ...), key, reply ("delta" or "arrays"), mu, scale, shift, against,
+                                     effort, ask
     "fedsim.shift"     ArrayRecord   added to every local gradient
     "fedsim.velocity"  ArrayRecord   local momentum to start with
+    "fedsim.other"     ArrayRecord   a second point, whose gradients times `against` are taken off
 
 A reply holds one ArrayRecord, the updated model, or instead "fedsim.delta", how far it moved: exact, where the
 difference of two models is rounded. Answers to `ask` come as metrics "told.<name>" or ArrayRecords
-"fedsim.told.<name>". A config's "honoured" lists which of shift, scale, mu, velocity, effort and "ask <name>" the
-training went by: an app that did not declare it beforehand must say so.
+"fedsim.told.<name>". A config's "honoured" lists which of shift, scale, mu, other, velocity, effort and "ask <name>"
+the training went by: an app that did not declare it beforehand must say so.
 
 A node that hosts many clients gets one message for all of its that are asked. "fedsim" then lists "who", their "keys",
 "efforts" and, if they differ, "scale"; "arrays", "fedsim.shift" and "fedsim.velocity" hold [k, ...] where they differ
@@ -40,6 +42,7 @@ from fedsim.task import Layout
 
 OURS = "fedsim"
 DELTA, SHIFT, VELOCITY, TOLD = f"{OURS}.delta", f"{OURS}.shift", f"{OURS}.velocity", f"{OURS}.told."
+OTHER = f"{OURS}.other"
 TOLD_METRIC = "told."
 
 
@@ -158,6 +161,8 @@ def needs(work: Work) -> list[str]:
         out.append("scale")
     if work.mu:
         out.append("mu")
+    if work.other is not None:
+        out.append("other")
     if work.velocity is not None:
         out.append("velocity")
     return out + [f"ask {name}" for name in sorted(work.ask)]
@@ -182,6 +187,8 @@ def pack_work(
         config["mu"] = float(work.mu)
     if work.velocity is not None:
         records[VELOCITY] = form.record(work.velocity[j])
+    if work.other is not None:
+        records[OTHER], config["against"] = form.record(work.other[j]), float(work.against)
     if work.ask:
         config["ask"] = sorted(work.ask)
     if effort < 1:
@@ -203,6 +210,8 @@ def unpack_work(form: Form, content: RecordDict, start: Tensor) -> Work:
         mu=float(config.get("mu", 0.0)),
         velocity=form.flat(arrays[VELOCITY])[None].to(start) if VELOCITY in arrays else None,
         ask=frozenset(config.get("ask", ())),
+        other=form.flat(arrays[OTHER])[None].to(start) if OTHER in arrays else None,
+        against=float(config.get("against", 0.0)),
     )
 
 
@@ -300,6 +309,9 @@ def pack_cohort(
         config["mu"] = float(work.mu)
     if work.velocity is not None:
         vectors(VELOCITY, work.velocity)
+    if work.other is not None:
+        vectors(OTHER, work.other)
+        config["against"] = float(work.against)
     if work.ask:
         config["ask"] = sorted(work.ask)
     config["each"] = each
@@ -335,6 +347,8 @@ def unpack_cohort(form: Form, content: RecordDict, device: torch.device) -> Coho
         mu=float(config.get("mu", 0.0)),
         velocity=vectors(VELOCITY).expand(k, -1) if VELOCITY in arrays else None,
         ask=frozenset(config.get("ask", ())),
+        other=vectors(OTHER).expand(k, -1) if OTHER in arrays else None,
+        against=float(config.get("against", 0.0)),
     )
     keys = torch.tensor(config["keys"], dtype=torch.int64, device=device)
     efforts = torch.tensor(config["efforts"], dtype=torch.float32)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-import zipfile
-import zlib
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim import keyed
+from fedsim.guarded import arrays
 from fedsim.participation.checks import Floats, choice, number, possible
 from fedsim.participation.processes import Participation
 from fedsim.participation.schedule import Lists, Schedule
@@ -22,6 +23,7 @@ from fedsim.participation.spells import Integers, affordable, counting, spread
 from fedsim.resolve import nearest
 
 UNKNOWN = 255  # in a recorded table: nobody knows
+FINE = 2**24  # spells of a trace that are looked at though none of them need to be there in any round
 
 
 class Spells(NamedTuple):
@@ -113,6 +115,12 @@ class Trace(Participation):
         # one line for every spell of every client, for every time that the record is gone through
         first = np.searchsorted(spells.device, np.arange(spells.devices + 1))
         many = np.diff(first)[device]
+        cycles = (self.start + rounds * self.step) / spells.span  # how often the record is begun, whole and in part
+        if not (cycles + 1) * float(many.sum()) <= FINE + 4 * float(p.sum()) * rounds:
+            raise ValueError(
+                f"{self.file} lasts {spells.span:g}: {rounds} rounds {self.step:g} apart from {self.start:g} go through"
+                f" it {cycles:.1e} times, and almost all of its spells fall between rounds; lower step or start"
+            )
         at = np.repeat(first[:-1][device], many) + counting(many)
         who = np.repeat(np.arange(n), many)
         times = math.ceil((self.start + rounds * self.step) / spells.span)
@@ -126,7 +134,8 @@ class Trace(Participation):
 
     def _round(self, time: Floats) -> Integers:
         """The first round that looks at this time or later."""
-        return np.ceil(np.round(time / self.step, 9)).astype(np.int64)
+        with np.errstate(over="ignore"):  # beyond all rounds is far enough
+            return np.ceil(np.round(np.clip(time / self.step, -(2.0**52), 2.0**52), 9)).astype(np.int64)
 
     def _devices(self, n: int, devices: int, key: int) -> Integers:
         """[n] each client's device."""
@@ -156,19 +165,18 @@ def read_table(file: Path | str) -> npt.NDArray[Any]:
     path = existing(file)
     try:
         if path.suffix.lower() == ".csv":
-            table = np.loadtxt(path, delimiter=",", ndmin=2)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of a file without numbers, which is refused below
+                table = np.loadtxt(path, delimiter=",", ndmin=2)
         else:
-            with open(path, "rb") as stream:  # ours to close: numpy leaves it open where the archive is broken
-                loaded = np.load(stream, allow_pickle=False)
-                if isinstance(loaded, np.lib.npyio.NpzFile):
-                    name = "state" if "state" in loaded.files else loaded.files[0]
-                    if name != "state" and len(loaded.files) > 1:
-                        raise ValueError(f"its arrays are {', '.join(loaded.files)}; name the table `state`")
-                    loaded = loaded[name]
-            table = np.asarray(loaded)
+            loaded = arrays(path)
+            name = "state" if "state" in loaded else next(iter(loaded), "")
+            if name != "state" and len(loaded) != 1:
+                raise ValueError(f"its arrays are {', '.join(loaded) or 'none'}; name the table `state`")
+            table = loaded[name]
         if table.ndim != 2 or not table.size or table.dtype.kind not in "buif":
             raise ValueError(f"it holds {table.dtype} of shape {table.shape}, not a table of numbers")
-    except (ValueError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except ValueError as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{file} is not a table of presence: {reason}; give .npy, .npz or .csv [times, devices]"
@@ -180,10 +188,10 @@ def read_intervals(file: Path | str) -> Spells | None:
     """A .csv of client,from,to; None if it has no such header. Overlapping intervals of a client are one."""
     found: dict[str, list[tuple[float, float]]] = {}
     with open(existing(file), newline="", encoding="utf-8-sig") as text:
-        lines = csv.reader(text)
-        if [word.strip().lower() for word in next(lines, [])] != ["client", "from", "to"]:
+        lines = _cells(file, text)
+        if [word.strip().lower() for word in next(lines, (0, []))[1]] != ["client", "from", "to"]:
             return None
-        for line in lines:
+        for number, line in lines:
             if not line:
                 continue
             try:
@@ -191,8 +199,8 @@ def read_intervals(file: Path | str) -> Spells | None:
                 if len(line) != 3 or not 0 <= begin <= end < math.inf:
                     raise ValueError
             except (ValueError, IndexError):
-                what = f"{file}, line {lines.line_num}"
-                raise ValueError(f"{what}: {','.join(line)!r} is not client,from,to with 0 <= from <= to") from None
+                what = f"{file}, line {number}: {','.join(line)[:200]!r}"
+                raise ValueError(f"{what} is not client,from,to with 0 <= from <= to") from None
             found.setdefault(name, []).append((begin, end))
     span = max((end for spells in found.values() for _, end in spells), default=0.0)
     if not span:
@@ -209,6 +217,16 @@ def read_intervals(file: Path | str) -> Spells | None:
     return Spells(table[:, 0].astype(np.int64), table[:, 1], table[:, 2], len(names), span)
 
 
+def _cells(file: Path | str, text: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a .csv with their numbers. Raises ValueError, one line."""
+    lines = csv.reader(text)
+    try:
+        for line in lines:
+            yield lines.line_num, line
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {lines.line_num}: {error}") from error
+
+
 def read_speeds(file: Path | str, column: str | None = None) -> Floats:
     """[devices] how fast measured devices are, from .csv or .json as `Deadline` says.
 
@@ -221,7 +239,7 @@ def read_speeds(file: Path | str, column: str | None = None) -> Floats:
     if path.suffix.lower() == ".json":
         try:
             loaded = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not JSON: {error}") from error
         found = list(loaded.values()) if isinstance(loaded, dict) else loaded
         if not isinstance(found, list):
@@ -229,7 +247,7 @@ def read_speeds(file: Path | str, column: str | None = None) -> Floats:
         several = bool(found) and all(isinstance(one, dict) for one in found)
         known = sorted(set().union(*found)) if several else []
     else:
-        lines = [[word.strip() for word in line] for line in csv.reader(text.splitlines()) if line]
+        lines = [[word.strip() for word in line] for _, line in _cells(file, text.splitlines()) if line]
         several = bool(lines) and any(_positive(word) is None for word in lines[0])
         known = lines[0] if several else []
         found = [dict(zip(known, line, strict=False)) for line in lines[1:]] if several else []
@@ -255,7 +273,7 @@ def _positive(value: Any) -> float | None:
     """A finite number above 0, or its text; None for anything else."""
     try:
         found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return found if 0 < found < math.inf else None
 

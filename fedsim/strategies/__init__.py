@@ -15,8 +15,12 @@ from fedsim.strategies.exact_diffusion import ExactDiffusion
 from fedsim.strategies.f3ast import F3AST
 from fedsim.strategies.fedau import FedAU
 from fedsim.strategies.fedavg import FedAvg
+from fedsim.strategies.fedavg_m_vr import FedAvgMVR
 from fedsim.strategies.fedavgm import FedAvgM
 from fedsim.strategies.fedawe import FedAWE
+from fedsim.strategies.fedcm import FedCM
+from fedsim.strategies.feddyn import FedDyn
+from fedsim.strategies.fednova import FedNova
 from fedsim.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fedsim.strategies.fedprox import FedProx
 from fedsim.strategies.fedstale import FedStale
@@ -27,11 +31,14 @@ from fedsim.strategies.gossip_pga import GossipPGA
 from fedsim.strategies.gradient_tracking import GradientTracking
 from fedsim.strategies.max_norm_sync import MaxNormSync
 from fedsim.strategies.mifa import MIFA
+from fedsim.strategies.mimelite import MimeLite
 from fedsim.strategies.personal import Personal
 from fedsim.strategies.qg_dsgdm import QGDSGDm
 from fedsim.strategies.random_walk import RandomWalk
 from fedsim.strategies.relaysum import RelaySGD
 from fedsim.strategies.scaffold import SCAFFOLD
+from fedsim.strategies.scaffold_m import SCAFFOLDM
+from fedsim.strategies.scaffold_m_vr import SCAFFOLDMVR
 from fedsim.strategies.server_lr import ServerLR
 from fedsim.strategies.sgp import SGP
 from fedsim.strategies.srrw import SRRW
@@ -43,6 +50,8 @@ __all__ = [
     "F3AST",
     "MIFA",
     "SCAFFOLD",
+    "SCAFFOLDM",
+    "SCAFFOLDMVR",
     "SGP",
     "SRRW",
     "BufferedGossip",
@@ -61,6 +70,10 @@ __all__ = [
     "FedAdam",
     "FedAvg",
     "FedAvgM",
+    "FedAvgMVR",
+    "FedCM",
+    "FedDyn",
+    "FedNova",
     "FedProx",
     "FedStale",
     "FedVARP",
@@ -70,6 +83,7 @@ __all__ = [
     "GossipPGA",
     "GradientTracking",
     "MaxNormSync",
+    "MimeLite",
     "Personal",
     "QGDSGDm",
     "RandomWalk",
