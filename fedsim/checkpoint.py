@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,10 @@ def save_checkpoint(path: str | Path, state: Any, t: int, meta: dict[str, Any] |
     """
     from safetensors.torch import save
 
-    from fedsim.record import write_atomically
+    from fedsim.files import write_atomically
 
     tensors: dict[str, Tensor] = {}
-    structure = _take_apart(state, "state", tensors)
+    structure = take_apart(state, "state", tensors)
     content = {"format": FORMAT, "t": t, "meta": meta or {}, "structure": structure}
     header = json.dumps(content | {"digest": _digest(content, tensors)})
     write_atomically(Path(path), save(tensors, {"fedsim": header}))
@@ -63,8 +64,8 @@ def load_checkpoint(path: str | Path, like: Any) -> tuple[Any, int, dict[str, An
     if not known:
         raise ValueError(f"{path} has checkpoint format {content['format']}, this fedsim reads {FORMAT}")
     try:
-        state = _put_together(content["structure"], like, "state", tensors, _device(like))
-    except _Differs as difference:
+        state = taken_together(content["structure"], like, tensors.__getitem__)
+    except ValueError as difference:
         raise ValueError(f"{path} does not fit: {difference}; it was saved from another experiment") from None
     return state, content["t"], content["meta"]
 
@@ -81,6 +82,15 @@ def _digest(content: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return hashed.hexdigest()
 
 
+def taken_together(structure: Any, like: Any, tensor: Callable[[str], Tensor]) -> Any:
+    """What `take_apart` took apart, in the types and on the device of a fresh state, with its tensors by name. Raises
+    ValueError, saying where, for what is not of the same strategy, model and precision."""
+    try:
+        return _put_together(structure, like, "state", tensor, _device(like))
+    except _Differs as difference:
+        raise ValueError(str(difference)) from None
+
+
 class _Differs(Exception):
     """What the file holds is not what the fresh state has."""
 
@@ -94,8 +104,9 @@ def _is_table(value: Any) -> bool:
     return hasattr(value, "tensors") and hasattr(value, "restored")
 
 
-def _take_apart(value: Any, at: str, tensors: dict[str, Tensor]) -> Any:
-    """The structure of a value as JSON holds it; its tensors go into `tensors`, named by where they are."""
+def take_apart(value: Any, at: str, tensors: dict[str, Tensor]) -> Any:
+    """The structure of a state as JSON holds it; copies of its tensors go into `tensors`, named by where they are.
+    Raises ValueError for what a state cannot hold."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -103,27 +114,27 @@ def _take_apart(value: Any, at: str, tensors: dict[str, Tensor]) -> Any:
         return {"tensor": at}
     if _is_table(value):
         parts = value.tensors()
-        return {"table": {name: _take_apart(part, f"{at}.{name}", tensors) for name, part in parts.items()}}
+        return {"table": {name: take_apart(part, f"{at}.{name}", tensors) for name, part in parts.items()}}
     if _is_namedtuple(value):
         fields = zip(value._fields, value, strict=True)
-        return {"tuple": {name: _take_apart(item, f"{at}.{name}", tensors) for name, item in fields}}
+        return {"tuple": {name: take_apart(item, f"{at}.{name}", tensors) for name, item in fields}}
     if isinstance(value, (list, tuple)):
-        return {"list": [_take_apart(item, f"{at}.{i}", tensors) for i, item in enumerate(value)]}
+        return {"list": [take_apart(item, f"{at}.{i}", tensors) for i, item in enumerate(value)]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: _take_apart(item, f"{at}.{key}", tensors) for key, item in value.items()}}
+        return {"dict": {key: take_apart(item, f"{at}.{key}", tensors) for key, item in value.items()}}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
     raise ValueError(f"{at} is a {type(value).__name__}: a state holds tensors, Rows, numbers, text and tuples of them")
 
 
-def _put_together(structure: Any, like: Any, at: str, tensors: dict[str, Tensor], device: torch.device) -> Any:
-    """The inverse of `_take_apart`, in the types of `like`. What is None in either may be a tensor in the other:
+def _put_together(structure: Any, like: Any, at: str, named: Callable[[str], Tensor], device: torch.device) -> Any:
+    """The inverse of `take_apart`, in the types of `like`. What is None in either may be a tensor in the other:
     some memory appears only when it is first needed."""
     import torch
 
     (kind, content), *_ = structure.items()
     if kind == "tensor":
-        tensor = tensors[content].to(device)
+        tensor = named(content).to(device)
         if isinstance(like, torch.Tensor) and (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
             raise _Differs(f"{at} is {_show(tensor)}, here {_show(like)}")
         if like is not None and not isinstance(like, torch.Tensor):
@@ -136,7 +147,7 @@ def _put_together(structure: Any, like: Any, at: str, tensors: dict[str, Tensor]
     if kind == "table" and _is_table(like):
         now = like.tensors()
         _same(content, now, at)
-        loaded = {name: tensors[part["tensor"]] for name, part in content.items()}
+        loaded = {name: named(part["tensor"]) for name, part in content.items()}
         for name, tensor in loaded.items():
             # rows are stored for the clients that have appeared, so of a table of rows only the row has to agree
             rows = tensor.ndim > 1 and tensor.shape[1:] == now[name].shape[1:]
@@ -145,14 +156,14 @@ def _put_together(structure: Any, like: Any, at: str, tensors: dict[str, Tensor]
         return like.restored(loaded)
     if kind == "tuple" and _is_namedtuple(like):
         _same(content, like._fields, at)
-        items = {n: _put_together(s, getattr(like, n), f"{at}.{n}", tensors, device) for n, s in content.items()}
+        items = {n: _put_together(s, getattr(like, n), f"{at}.{n}", named, device) for n, s in content.items()}
         return type(like)(**items)
     if kind == "dict" and isinstance(like, dict):
         _same(content, like, at)
-        return {k: _put_together(s, like[k], f"{at}.{k}", tensors, device) for k, s in content.items()}
+        return {k: _put_together(s, like[k], f"{at}.{k}", named, device) for k, s in content.items()}
     if kind == "list" and isinstance(like, (list, tuple)) and not _is_namedtuple(like) and len(content) == len(like):
         pairs = enumerate(zip(content, like, strict=True))
-        return type(like)(_put_together(s, item, f"{at}.{i}", tensors, device) for i, (s, item) in pairs)
+        return type(like)(_put_together(s, item, f"{at}.{i}", named, device) for i, (s, item) in pairs)
     raise _Differs(f"{at} is a {kind}, here a {type(like).__name__}")
 
 

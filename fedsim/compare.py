@@ -28,28 +28,35 @@ from fedsim.events import (
     Measured,
     Planned,
     Played,
+    Stand,
     Timed,
 )
 from fedsim.lockstep import Together, Turn, advance, own_turn
 from fedsim.playing import Run, World, mean, owns_its_loop, start, trains_alone
+from fedsim.standing import fingerprint
 
 if TYPE_CHECKING:
     from fedsim.data import Dataset
     from fedsim.engine import Engine
     from fedsim.experiment import Entry, Experiment
+    from fedsim.standing import Saved
 
 __all__ = [
-    "Absent", "Began", "Clients", "Event", "Failed", "Finished", "Heard", "Measured", "Planned", "Played", "Summary",
-    "Timed", "World", "as_result", "compare", "load_data", "make_world", "mean", "plan", "prepared", "settle",
-    "summarise", "trains_alone",
+    "Absent", "Began", "Clients", "Event", "Failed", "Finished", "Heard", "Measured", "Planned", "Played", "Stand",
+    "Summary", "Timed", "World", "as_result", "compare", "load_data", "make_world", "mean", "plan", "prepared",
+    "settle", "summarise", "trains_alone",
 ]  # fmt: skip
 
 
-def compare(experiment: Experiment, engine: Callable[[World, Entry], Engine] | None = None) -> Iterator[Event]:
+def compare(
+    experiment: Experiment, engine: Callable[[World, Entry], Engine] | None = None, since: Saved | None = None
+) -> Iterator[Event]:
     """Runs every strategy with every seed and says what happens as it happens.
 
     `engine` makes the engine of a run, as when the clients are behind a Flower Grid, and then runs go one by one; left
-    out, run.engine says it.
+    out, run.engine says it. From where it `Stand`s between two rounds a comparison can go on: `since` is what
+    `fedsim.standing` saved of it, and what comes then is what would have come, bit for bit but for times. A run that
+    was not saved, as of a strategy that owns its loop, begins anew; `Planned` and `Began` are said again.
 
     Nothing is yielded before the first seed's world and every strategy in it are made, so what can be wrong with the
     data, the model or the settings is raised (ValueError, FileNotFoundError) before there is anything to record. A run
@@ -66,7 +73,8 @@ def compare(experiment: Experiment, engine: Callable[[World, Entry], Engine] | N
     dataset = load_data(experiment)
     entries = sorted(experiment.entries, key=lambda entry: not trains_alone(entry))
     apart = [entry for entry in entries if owns_its_loop(entry)]
-    alone: dict[int, Clients] = {}
+    alone: dict[int, Clients] = {} if since is None else since.alone()
+    stand = Stand({}, [] if since is None else since.over, alone, {})
     later: list[Callable[[], Run]] = []
     wave: list[Run] = []
     first: World | None = None
@@ -80,6 +88,9 @@ def compare(experiment: Experiment, engine: Callable[[World, Entry], Engine] | N
             if experiment.run.engine == "stacked":
                 ours = Stacked(experiment.run.chunk or 1)
             yield Planned(experiment, tuple(entry.label for entry in apart))
+        stand.worlds[seed] = fingerprint(world.task, world.schedule)
+        if since is not None:
+            since.check(seed, stand.worlds[seed])
         yield Began(seed, world.schedule, world.task.moved)
         for entry, strategy in zip(entries, strategies, strict=True):
             begin = functools.partial(start, experiment, world, entry, strategy, alone)
@@ -87,42 +98,48 @@ def compare(experiment: Experiment, engine: Callable[[World, Entry], Engine] | N
                 made = engine(world, entry)
                 yield from _play([begin(made)], made, experiment)
             elif entry in apart:
-                later.append(functools.partial(begin, ours))
+                if (entry.label, seed) not in stand.over:
+                    later.append(functools.partial(begin, ours))
             else:
-                run = begin(ours)
+                run = begin(ours, since)  # also of one that is over: it had its place in a wave
                 if sum(other.bytes for other in (*wave, run)) > experiment.run.bytes:
-                    yield from _play(wave, ours, experiment)
+                    yield from _play(wave, ours, experiment, stand)
                     wave = []
                 wave.append(run)
                 if len(wave) == most:
-                    yield from _play(wave, ours, experiment)
+                    yield from _play(wave, ours, experiment, stand)
                     wave = []
-    yield from _play(wave, ours, experiment)
+    yield from _play(wave, ours, experiment, stand)
     for last in later:
-        yield from _play([last()], ours, experiment)
+        yield from _play([last()], ours, experiment, stand)
 
 
-def _play(wave: Sequence[Run], engine: Engine, experiment: Experiment) -> Iterator[Event]:
-    """What happens in runs that advance side by side, round by round, in their order."""
-    if not wave:
+def _play(wave: Sequence[Run], engine: Engine, experiment: Experiment, stand: Stand | None = None) -> Iterator[Event]:
+    """What happens in runs that advance side by side, round by round, in their order, but for those that are over by
+    `stand`; and after each round where they stand, what is over by then included."""
+    over = [] if stand is None else stand.over
+    live = {i: run for i, run in enumerate(wave) if run.name not in over}
+    if not live:
         return
     together = Together(list({id(run.world): run.world.task for run in wave}.values()))
-    live = dict(enumerate(wave))
-    for run in wave:
+    for run in live.values():
         yield from _heard(run, None)
     while live:
         runs = {i: run.turns for i, run in live.items()}
         turns: Iterator[tuple[int, Turn]]
-        if wave[0].owns_its_loop:
+        if wave[0].progress is None:
             turns = ((i, own_turn(run)) for i, run in runs.items())
         else:
             turns = advance(runs, engine, together, experiment.run.bytes)
         for i, turn in turns:
-            over = isinstance(turn.step, Exception) or turn.step.t + 1 == experiment.run.rounds
+            last = isinstance(turn.step, Exception) or turn.step.t + 1 == experiment.run.rounds
             yield from _heard(live[i], turn)
             del turn
-            if over:
-                del live[i]
+            if last:
+                over.append(live.pop(i).name)
+        under_way = {run.name: run.progress for run in live.values() if run.progress is not None}
+        if stand is not None and len(under_way) == len(live):
+            yield stand._replace(under_way=under_way)
 
 
 def _heard(run: Run, turn: Turn | None) -> Iterator[Event]:

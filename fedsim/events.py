@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from fedsim.clients import Table
     from fedsim.experiment import Experiment
     from fedsim.participation import Schedule
+    from fedsim.standing import Progress
 
 
 class Planned(NamedTuple):
@@ -41,6 +43,7 @@ class Measured(NamedTuple):
     seed: int
     round: int  # how many rounds are over: 0 is the first model
     metrics: dict[str, float]
+    model: str = ""  # the model's hash, see `fedsim.hashes`
 
 
 class Timed(NamedTuple):
@@ -71,8 +74,12 @@ class Finished(NamedTuple):
     seconds: float  # evaluations included
     client_trainings_per_second: float  # of the engine's time; evaluations and aggregation left out
     clients: dict[str, Any] | None = None  # `fedsim.clients.summary`, and "harm"; None: clients were not measured
-    spent: dict[str, float] | None = None  # seconds of "training", "aggregation" (all that strategies do), "evaluation"
+    spent: dict[str, float] | None = (
+        None  # seconds of "training", "aggregation" (all that strategies do), "evaluation",
+    )
+    # and "recording" (whatever the caller does with what it is told), which is no part of the run's own seconds
     error: dict[str, Any] | None = None  # `fedsim.optimum.Split`, or how far from the minimum and why no more is known
+    speed: dict[str, Any] | None = None  # `fedsim.speed.Meter.told`
 
 
 class Failed(NamedTuple):
@@ -85,7 +92,8 @@ class Failed(NamedTuple):
 
 
 class Absent(NamedTuple):
-    """Somebody was asked to train, and did not answer with anything usable. Only remote clients do that."""
+    """Somebody was asked to train, and did not answer with anything usable: a remote client, or one whose update is
+    not finite where on-divergence = "drop"."""
 
     strategy: str
     seed: int
@@ -103,4 +111,17 @@ class Heard(NamedTuple):
     replies: dict[int, dict[str, float]]  # client -> metric -> value
 
 
-Event = Planned | Began | Played | Measured | Timed | Clients | Finished | Failed | Absent | Heard
+class Stand(NamedTuple):
+    """All runs under way have played a round: what there is to save, to go on from here (`fedsim.standing`).
+
+    What comes next consumes it: save it before asking for the next event. There is none while a strategy that
+    owns its loop is under way, which keeps its state to itself, and none where clients train elsewhere.
+    """
+
+    under_way: Mapping[tuple[str, int], Progress]  # by strategy and seed; those that advance side by side
+    over: list[tuple[str, int]]  # strategy and seed of all that have finished or failed
+    alone: dict[int, Clients]  # by seed, of those: how clients fare who train by themselves
+    worlds: dict[int, str]  # by seed, a hash of who holds what and is present when
+
+
+Event = Planned | Began | Played | Measured | Timed | Clients | Finished | Failed | Absent | Heard | Stand

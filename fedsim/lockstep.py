@@ -119,14 +119,15 @@ def answers(
 ) -> list[tuple[Answer | Exception, float]]:
     """An answer to each job, or what went wrong with it, and the seconds it took: all in one call where the engine can,
     one by one where it cannot, or where memory does not suffice for all at once."""
-    import torch
 
     if isinstance(engine, Stacked) and len(jobs) > 1:
         clock = time.perf_counter()
         try:
             found = engine.together([together(job) for job in jobs])
-        except (ValueError, torch.OutOfMemoryError):
-            pass  # one of them is at fault, or all are too much: one by one shows
+        except (ValueError, RuntimeError, MemoryError) as error:
+            if not (isinstance(error, ValueError) or exhausted(error)):
+                raise
+            # one of them is at fault, or all are too much: one by one shows
         else:
             seconds = time.perf_counter() - clock
             steps = [sum(counts(job.task, job.who, job.local, job.effort, job.t)) for job in jobs]
@@ -140,20 +141,30 @@ def answers(
         one: Answer | Exception
         try:
             one = engine(*job)
-        except (ValueError, torch.OutOfMemoryError) as error:
+        except (ValueError, RuntimeError, MemoryError) as error:
+            if not (isinstance(error, ValueError) or exhausted(error)):
+                raise
             one = error
         out.append((one, time.perf_counter() - clock))
     return out
 
 
+def exhausted(error: Exception) -> bool:
+    """Whether an error says that there is no memory left: a GPU's, or the host's, of which torch says so in words."""
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
 def own_turn(steps: Iterator[Any]) -> Turn:
     """The next round of a strategy that owns its loop, which calls the engine itself."""
-    import torch
 
     clock = time.perf_counter()
     step: Any
     try:
         step = next(steps)
-    except (ValueError, torch.OutOfMemoryError) as error:
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if not (isinstance(error, ValueError) or exhausted(error)):
+            raise
         step = error
     return Turn(step, time.perf_counter() - clock, 0.0)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim.events import Clients, Event, Failed, Finished, Measured, Played, Timed
-from fedsim.lockstep import Turn
+from fedsim.events import Absent, Clients, Event, Failed, Finished, Measured, Played, Timed
+from fedsim.lockstep import Turn, exhausted
+from fedsim.standing import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedsim.engine import Engine
+    from fedsim.engine.plan import Job
     from fedsim.experiment import Entry, Experiment
     from fedsim.ledger import Book
     from fedsim.measure import PerClient
     from fedsim.optimum import Optimum
     from fedsim.participation import Schedule
     from fedsim.participation.checks import Floats
+    from fedsim.standing import Saved
     from fedsim.task import Task
 
 
@@ -45,16 +49,18 @@ class Run(NamedTuple):
     turns: Any  # its rounds: `simulation.Turns`, or, of a strategy that owns its loop, an iterator of steps
     telling: Telling  # what happens; None where it waits for its next Turn
     bytes: int  # that its state may come to
-    owns_its_loop: bool
+    name: tuple[str, int]  # its strategy's label, and its seed
+    progress: Progress | None  # how far it is; None for a strategy that owns its loop
 
 
 def start(
-    experiment: Experiment, world: World, entry: Entry, strategy: Any, alone: dict[int, Clients], engine: Engine
-) -> Run:
-    """A run at its first model. `alone` holds, by seed, how the clients fare by themselves, as far as that is known;
-    `engine` is for a strategy that owns its loop."""
-    from fedsim import curricula
-    from fedsim.simulation import begin, first_model, rounds
+    experiment: Experiment, world: World, entry: Entry, strategy: Any, alone: dict[int, Clients], engine: Engine,
+    since: Saved | None = None,
+) -> Run:  # fmt: skip
+    """A run at its first model, or where it was when it was saved. `alone` holds, by seed, how the clients fare by
+    themselves, as far as that is known; `engine` is for a strategy that owns its loop."""
+    from fedsim import curricula, keyed, ledger
+    from fedsim.simulation import begin, dropping, first_model, rounds
 
     seed = world.seed
     if owns_its_loop(entry):
@@ -66,13 +72,25 @@ def start(
             objective=experiment.task.objective,
         )  # fmt: skip
         first = first_model(world.task, seed)
-        return Run(world, steps, tell(experiment, world, entry, None, first, alone), 0, True)
-    state = begin(strategy, world.task, seed=seed, p=world.p, init=experiment.task.init)
-    turns = rounds(world.task, strategy, world.schedule, entry.local, seed=seed, p=world.p, state=state)
-    bytes = weight(state, int((world.rates > 0).sum()))
-    return Run(
-        world, turns, tell(experiment, world, entry, strategy, strategy.model(state), alone, state), bytes, False
+        return Run(world, steps, tell(experiment, world, entry, None, first, alone), 0, (entry.label, seed), None)
+    progress = Progress(begin(strategy, world.task, seed=seed, p=world.p, init=experiment.task.init))
+    bytes = weight(progress.state, int((world.rates > 0).sum()))
+    if experiment.run.ledger and strategy.twin().linear:
+        progress.book = ledger.Book(strategy, world.p, world.rates, keyed.seed(seed, "strategy"))
+    if since is not None:
+        since.restore(entry.label, seed, progress)
+    turns = rounds(
+        world.task, strategy, world.schedule, entry.local, seed=seed, p=world.p, state=progress.state, t=progress.done
     )
+    lost: list[Absent] = []
+
+    def note(job: Job, client: int) -> None:
+        lost.append(Absent(entry.label, seed, job.t + 1, client, "its update is not finite (NaN or infinity)"))
+
+    if experiment.run.on_divergence == "drop":
+        turns = dropping(turns, note)
+    telling = tell(experiment, world, entry, strategy, strategy.model(progress.state), alone, progress, lost)
+    return Run(world, turns, telling, bytes, (entry.label, seed), progress)
 
 
 def owns_its_loop(entry: Entry) -> bool:
@@ -97,74 +115,89 @@ def weight(state: Any, seen: int) -> int:
 
 def tell(
     experiment: Experiment, world: World, entry: Entry, strategy: Any, model: Tensor, alone: dict[int, Clients],
-    state: Any = None,
+    progress: Progress | None = None, lost: list[Absent] | None = None,
 ) -> Telling:  # fmt: skip
-    """What happens in a run, from its first model on. `strategy` is None for one that owns its loop."""
-    import torch
+    """What happens in a run, from its first model or a later one on. `strategy` is None for one that owns its loop.
+    Whoever was `lost` in a round is told of when it is over."""
 
-    from fedsim import clients, keyed, ledger
+    from fedsim import clients, hashes, speed
 
     every, seed = experiment.run.eval_every, world.seed
     rounds = experiment.run.rounds
-    spent = {"training": 0.0, "aggregation": 0.0, "evaluation": 0.0}
-    trainings, up, down, done, k = 0, 0, 0, 0, 0
+    so_far = Progress(None) if progress is None else progress
+    spent, book = so_far.spent, so_far.book
+    before, recording = spent["training"], 0.0  # these and the meter count from here on
+    meter = speed.Meter(world.task, entry.local, world.schedule)
+    goes_on = so_far.done > 0  # from what was recorded then
+    k = 0
     step: Any = None
     losses: Any = None  # of the last round
-    history: dict[int, dict[str, float]] = {}
-    book: Book | None = None
-    if experiment.run.ledger and strategy is not None and strategy.twin().linear:
-        book = ledger.Book(strategy, world.p, world.rates, keyed.seed(seed, "strategy"))
     try:
         clock = time.perf_counter()
         while True:
-            if done % every == 0 or done == rounds:
-                whose = own(strategy, state, model)
+            done = so_far.done
+            due = (done % every == 0 or done == rounds) and not goes_on
+            if due:
+                whose = own(strategy, so_far.state, model)
                 metrics, figures, tuned = evaluate(experiment, world, entry, model, book, done, whose, strategy)
                 if done:
                     if k:
                         metrics["local_loss"] = float(losses.double().mean())
-                    metrics |= {"present": float(k), "bytes_up": up / 8, "bytes_down": down / 8}
+                    metrics |= {"present": float(k), "bytes_up": so_far.up / 8, "bytes_down": so_far.down / 8}
                     metrics |= getattr(step, "metrics", {})
-                history[done] = metrics
-            spent["evaluation"] += time.perf_counter() - clock  # keeping the book included
-            if done in history:
-                yield Measured(entry.label, seed, done, metrics)
+                if done > 0.8 * rounds:
+                    so_far.late.append(metrics)
+                digest = hashes.of_model(model)
+            if not goes_on:
+                spent["evaluation"] += time.perf_counter() - clock  # keeping the book included
+            clock = time.perf_counter()  # whoever listens writes it down before the next word
+            if due:
+                yield Measured(entry.label, seed, done, metrics, digest)
                 yield Timed(entry.label, seed, done, sum(spent.values()))
-            if done:
+            if done and not goes_on:
                 yield Played(entry.label, seed, done, k)
+            goes_on = False
+            recording += time.perf_counter() - clock
             if done == rounds:
                 break
             turn = yield None
             clock = time.perf_counter()
             assert turn is not None
+            while lost:
+                yield lost.pop(0)
             spent["training"] += turn.training
             spent["aggregation"] += turn.own
             if isinstance(turn.step, Exception):
                 raise turn.step
             step = turn.step
-            done, k, model, state = step.t + 1, len(step.round.who), step.model, step.state
-            trainings, up, down = trainings + k, up + step.traffic.up, down + step.traffic.down
+            k, model, so_far.state = len(step.round.who), step.model, step.state
+            so_far.done, so_far.trainings = step.t + 1, so_far.trainings + k
+            so_far.up, so_far.down = so_far.up + step.traffic.up, so_far.down + step.traffic.down
             if book is not None:
                 book.enter(step.round)
+            meter.played(step.t, step.round.who)
             losses = step.round.loss
             step = step._replace(round=None)  # clients' moves are let go of: many runs may wait for each other
             del turn
         clock = time.perf_counter()
-        left = error(world, entry, strategy, step, history[rounds], book) if experiment.run.optimum else None
+        left = error(world, entry, strategy, step, metrics, book) if experiment.run.optimum else None
         spent["evaluation"] += time.perf_counter() - clock
     except ValueError as fault:
-        yield Failed(entry.label, seed, done, str(fault))
+        yield Failed(entry.label, seed, so_far.done, str(fault))
         return
-    except torch.OutOfMemoryError:
-        reason = f"{experiment.run.device} is out of memory; lower run.memory (now {experiment.run.memory})"
-        yield Failed(entry.label, seed, done, reason)
+    except (RuntimeError, MemoryError) as fault:
+        if not exhausted(fault):
+            raise
+        yield Failed(entry.label, seed, so_far.done, no_room(experiment, str(fault)))
         return
     summary = None
     if figures is not None:
         shares = None if book is None else book.shares()
         table = clients.table(world.task, world.schedule, figures, world.p, shares, tuned)
         said = Clients(entry.label, seed, table)
+        clock = time.perf_counter()
         yield said
+        recording += time.perf_counter() - clock
         summary = clients.summary(table)
         if seed in alone:
             summary["harm"] = {"against": alone[seed].strategy, **clients.harm(table, alone[seed].table)}
@@ -174,14 +207,33 @@ def tell(
         entry.label,
         seed,
         rounds,
-        history[rounds],
-        mean([metrics for round, metrics in history.items() if round > 0.8 * rounds]),
+        metrics,
+        mean(so_far.late),
         sum(spent.values()),
-        trainings / max(spent["training"], 1e-9),
+        so_far.trainings / max(spent["training"], 1e-9),
         summary,
-        spent,
+        spent | {"recording": recording},
         left,
+        meter.told(spent["training"] - before),
     )
+
+
+def no_room(experiment: Experiment, said: str) -> str:
+    """That memory did not suffice, with what is known of how much there was, and what to do."""
+    import torch
+
+    run = experiment.run
+    tried = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", said)
+    parts = [f"tried to allocate {tried[1]}"] if tried else []
+    if run.device.startswith("cuda"):
+        free, whole = torch.cuda.mem_get_info(torch.device(run.device))
+        parts.append(f"{free / 2**30:.1f} of {whole / 2**30:.1f} GiB are free")
+    parts.append(f"run.memory is {run.memory}")
+    advice = "lower run.memory"
+    if run.engine == "stacked" and run.chunk is not None:
+        parts.append(f"run.chunk is {run.chunk}")
+        advice += f", or set run.chunk = {run.chunk // 2}" if run.chunk > 1 else ""
+    return f"{run.device} is out of memory ({', '.join(parts)}); {advice}"
 
 
 def trains_alone(entry: Entry) -> bool:

@@ -5,13 +5,16 @@
     schedule-seed1.npz who was present when, one per seed
     metrics.csv        strategy, seed, round, metric, value: a line as soon as it is measured
     times.csv          strategy, seed, round, seconds: how long the run had taken by then (no part of its results)
+    hashes.csv         strategy, seed, round, model, chain: what the model was, and a seal on all of it
     clients.csv        strategy, seed, client, ...: how each fares at the end of a run, where clients are measured
     result.json        the finished runs, replaced as a whole after each
     tune.json          how the settings were chosen, where the experiment had a table [tune]
+    checkpoints/       where it stood last, for `fedsim resume`; gone when it is over
     *.png, *.svg       figures
     report.html        all of it as a page
 
-What is added to metrics.csv is written whole or not at all, every other file is written beside its place and renamed.
+What is added to a csv is written whole or not at all, every other file is written beside its place and renamed. While
+a process writes there, no other can. environment.json says which format a folder has: `FORMAT`.
 """
 
 from __future__ import annotations
@@ -23,29 +26,33 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fedsim import hashes
 from fedsim.checkpoint import load_checkpoint, save_checkpoint
 from fedsim.clients import LISTED
+from fedsim.events import Absent, Heard
+from fedsim.files import CannotWrite, write_atomically, write_json, write_text, writing
+from fedsim.lock import Lock
 
 if TYPE_CHECKING:
     from fedsim.participation import Schedule
 
 __all__ = [
-    "Measurement", "RunFolder", "load_checkpoint", "read_clients", "read_metrics", "read_result", "read_times",
-    "read_tuning", "save_checkpoint",
+    "CannotWrite", "Measurement", "RunFolder", "load_checkpoint", "read_clients", "read_metrics", "read_result",
+    "read_times", "read_tuning", "save_checkpoint", "write_atomically", "write_json", "write_text", "writing",
 ]  # fmt: skip
 
+FORMAT = 2  # of run folders: 1 had neither hashes.csv nor checkpoints, and did not say its number
 COLUMNS = ("strategy", "seed", "round", "metric", "value")
 TIMES = ("strategy", "seed", "round", "seconds")
-OURS = ("experiment.toml", "environment.json", "metrics.csv", "times.csv", "clients.csv", "result.json", "tune.json")
-
-
-class CannotWrite(OSError):
-    """A file or folder that cannot be written, in one line."""
+GROWING = {"metrics.csv": COLUMNS, "times.csv": TIMES, hashes.FILE: hashes.HEAD}
+NOTES = ("absences.csv", "replies.csv")  # there only where there is something to note
+OURS = ("experiment.toml", "environment.json", *GROWING, "clients.csv", "result.json", "tune.json")
 
 
 class Measurement(NamedTuple):
@@ -61,40 +68,122 @@ class Measurement(NamedTuple):
 class RunFolder:
     """A run folder being written. Use as a context manager; every method raises OSError with one line."""
 
+    _lock: Lock | None
+
     def __init__(self, path: str | Path, experiment: str, environment: Mapping[str, Any]) -> None:
         """Creates the folder with the resolved experiment (TOML) and the environment in it, or leaves nothing behind.
 
         Raises FileExistsError when it already holds a run.
         """
-        self.path = Path(path)
-        self.runs: list[dict[str, Any]] = []
-        self.failures: list[dict[str, Any]] = []
-        self._columns: list[str] = []  # of clients.csv
-        self._open: dict[str, io.FileIO] = {}
+        self._at(path)
         check_free(self.path)
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.path)
+            check_free(self.path)  # of whoever was here until now
+        except OSError:
+            self._leave(made)
+            raise
+        try:
             self._text("experiment.toml", experiment)
-            self._text("environment.json", json.dumps(environment, indent=2) + "\n")
+            self._text("environment.json", json.dumps({"format": FORMAT, **environment}, indent=2) + "\n")
             self._result()
-            for name, head in (("metrics.csv", COLUMNS), ("times.csv", TIMES)):
+            for name, head in GROWING.items():
                 with writing(self.path / name):
                     self._open[name] = open(self.path / name, "xb", buffering=0)  # noqa: SIM115  closed in `close`
                 self._add(name, [head])
         except OSError:
-            self._undo(made)
+            with contextlib.suppress(OSError):
+                for name in OURS:
+                    (self.path / name).unlink(missing_ok=True)
+            self._leave(made)
             raise
 
-    def _undo(self, made: Sequence[Path]) -> None:
-        """Take away what the constructor made."""
-        self.close()
+    def _at(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.runs: list[dict[str, Any]] = []
+        self.failures: list[dict[str, Any]] = []
+        self._columns: list[str] = []  # of clients.csv
+        self._open: dict[str, io.FileIO] = {}
+        self._chains: dict[tuple[str, int], str] = {}  # where each run's stands, see `fedsim.hashes`
+        self._lock = None
+
+    def _leave(self, made: Sequence[Path]) -> None:
+        """Take away the folders that the constructor made."""
         with contextlib.suppress(OSError):
-            for name in OURS:
-                (self.path / name).unlink(missing_ok=True)
+            self.close()
             for folder in made:
                 folder.rmdir()
+
+    @classmethod
+    def reopened(
+        cls, path: Path, there: Mapping[str, Any] | None, over: Collection[tuple[str, int]],
+        environment: Mapping[str, Any],
+    ) -> RunFolder:  # fmt: skip
+        """A folder as it was when `mark` told what was `there` and the runs named had ended; None: when it was new.
+        What came after is cut off. `environment` is that of who goes on, and is kept beside the first.
+
+        Raises `lock.Taken` where another process is at work in it, ValueError where it has less than it had then.
+        """
+        self = cls.__new__(cls)
+        self._at(path)
+        self._lock = Lock(self.path)
+        try:
+            check_format(self.path)
+            if there is not None and (short := lacking(self.path, there)):
+                raise ValueError(short)
+            for left in self.path.iterdir():
+                if re.fullmatch(r"\..+\.\d+\.(tmp|partial)", left.name):  # of a process that was killed while it wrote
+                    left.unlink(missing_ok=True)
+            sizes = {} if there is None else there["sizes"]
+            for name in (*GROWING, *NOTES):
+                with writing(self.path / name):
+                    if name in NOTES and name not in sizes:
+                        (self.path / name).unlink(missing_ok=True)
+                    elif name in NOTES:
+                        os.truncate(self.path / name, sizes[name])
+                    else:
+                        self._open[name] = open(self.path / name, "ab+", buffering=0)  # noqa: SIM115
+                        self._open[name].truncate(sizes.get(name, 0))
+                        self._open[name].seek(0, os.SEEK_END)
+                if name in GROWING and name not in sizes:
+                    self._add(name, [GROWING[name]])
+            self._chains = hashes.last(hashes.read(self.path))
+            self._keep_clients([] if there is None else there["columns"], over)
+            result = _read_json(self.path / "result.json") or {}
+            kept = [
+                [run for run in result.get(each, ()) if (run["strategy"], run["seed"]) in over]
+                for each in ("runs", "failed")
+            ]
+            self.runs, self.failures = kept
+            self._result()
+            first = _read_json(self.path / "environment.json") or {}
+            first["resumed"] = [*first.get("resumed", ()), environment]
+            write_json(self.path / "environment.json", first)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _keep_clients(self, columns: list[str], over: Collection[tuple[str, int]]) -> None:
+        """clients.csv with the lines of the runs named, and these columns."""
+        lines = [line for line in read_clients(self.path) if (line["strategy"], int(line["seed"])) in over]
+        path, self._columns = self.path / "clients.csv", columns
+        with writing(path):
+            if not columns:
+                path.unlink(missing_ok=True)
+                return
+        write_atomically(path, _lines([columns, *([line.get(name, "") for name in columns] for line in lines)]))
+
+    def mark(self) -> dict[str, Any]:
+        """What is there now, for `reopened`; it is on the disk when this returns."""
+        for name, file in self._open.items():
+            with writing(self.path / name):
+                os.fsync(file.fileno())
+        sizes = {name: (self.path / name).stat().st_size for name in (*GROWING, *NOTES) if (self.path / name).exists()}
+        return {"sizes": sizes, "columns": self._columns}
 
     def __enter__(self) -> RunFolder:
         return self
@@ -103,10 +192,14 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Nothing more is measured."""
-        for name, file in self._open.items():
-            with writing(self.path / name):
-                file.close()
+        """Nothing more is measured, and others may come."""
+        try:
+            for name, file in self._open.items():
+                with writing(self.path / name):
+                    file.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def schedule(self, seed: int, schedule: Schedule) -> None:
         """Keep who was present when."""
@@ -114,9 +207,14 @@ class RunFolder:
         with writing(path):
             schedule.save(path)
 
-    def measured(self, strategy: str, seed: int, round: int, metrics: Mapping[str, float]) -> None:
-        """Add an evaluation to metrics.csv, at once."""
-        self._add("metrics.csv", ((strategy, seed, round, metric, repr(float(v))) for metric, v in metrics.items()))
+    def measured(self, strategy: str, seed: int, round: int, metrics: Mapping[str, float], model: str = "") -> None:
+        """Add an evaluation to metrics.csv, at once, and the hash of its model to hashes.csv."""
+        lines = _lines((strategy, seed, round, metric, repr(float(v))) for metric, v in metrics.items())
+        self._append(self._open["metrics.csv"], self.path / "metrics.csv", lines)
+        if model:
+            chain = hashes.link(self._chains.get((strategy, seed), hashes.START), lines, model)
+            self._add(hashes.FILE, [(strategy, seed, round, model, chain)])
+            self._chains[strategy, seed] = chain
 
     def timed(self, strategy: str, seed: int, round: int, seconds: float) -> None:
         """Add how long a run had taken until an evaluation was over to times.csv, at once."""
@@ -162,8 +260,14 @@ class RunFolder:
         self._result()
 
     def _append(self, file: io.FileIO, path: Path, data: bytes) -> None:
-        """All of `data` at the end of a file, or nothing: a full disk leaves no half a line."""
+        """All of `data` at the end of a file, or nothing: a full disk leaves no half a line. Raises CannotWrite also
+        where the file is not there any more, since what is written to it would be nowhere."""
         end = file.tell()
+        there = False
+        with contextlib.suppress(OSError):
+            there = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        if not there:
+            raise CannotWrite(f"{path} is not there any more: the folder was deleted or moved while a run wrote to it")
         try:
             with writing(path):
                 done = 0
@@ -182,13 +286,53 @@ class RunFolder:
         write_text(self.path / name, text)
 
 
+def note(folder: Path, event: Absent | Heard) -> None:
+    """Adds to a run folder's absences.csv or, one line per number, to its replies.csv."""
+    if isinstance(event, Absent):
+        path, columns, lines = folder / "absences.csv", list(event._fields), [list(event)]
+    else:
+        path, columns = folder / "replies.csv", [*event._fields[:3], "client", "metric", "value"]
+        each = ((i, name, value) for i, said in event.replies.items() for name, value in said.items())
+        lines = [[*event[:3], i, name, repr(value)] for i, name, value in each]
+    with writing(path), open(path, "a", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerows([columns] if file.tell() == 0 else [])
+        rows.writerows(lines)
+
+
 def check_free(path: Path) -> None:
     """Raises FileExistsError if the folder holds a run, NotADirectoryError if it is none."""
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file, not a folder; choose another folder with --out")
     held = [name for name in OURS if (path / name).exists()]
     if held:
-        raise FileExistsError(f"{path} already holds a run ({held[0]}); choose another folder with --out")
+        also = f", or go on with it: fedsim resume {path}" if (path / "checkpoints").is_dir() else ""
+        raise FileExistsError(f"{path} already holds a run ({held[0]}); choose another folder with --out{also}")
+
+
+def check_format(path: Path) -> int:
+    """The format of a run folder. Raises ValueError for one of a fedsim to come."""
+    found = (_read_json(path / "environment.json") or {}).get("format", 1)
+    if not isinstance(found, int) or found > FORMAT:
+        raise ValueError(f"{path} is a run folder of format {found}; this fedsim reads up to {FORMAT}: use a newer one")
+    return found
+
+
+def lacking(path: Path, there: Mapping[str, Any]) -> str:
+    """What a folder has less of than there once was, in words; nothing where it has all."""
+    for name, size in there["sizes"].items():
+        found = (path / name).stat().st_size if (path / name).exists() else 0
+        if found < size:
+            return f"{path / name} has {found} bytes and had {size} at the checkpoint"
+    return ""
+
+
+def _read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is none, or half of one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
 
 
 def default_folder(name: str, now: datetime.datetime | None = None) -> Path:
@@ -200,43 +344,6 @@ def default_folder(name: str, now: datetime.datetime | None = None) -> Path:
         number += 1
         path = first.with_name(f"{first.name}-{number}")
     return path
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with the file system inside becomes one line that names the path."""
-    try:
-        yield
-    except CannotWrite:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CannotWrite(f"cannot write {path}: {reason}; make room or choose another folder with --out") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: a crash or a full disk leaves what was there before."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with writing(path):
-            with open(beside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file as a whole."""
-    write_atomically(path, text.encode())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file as a whole; NaN and infinities become null."""
-    write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
 
 def _lines(rows: Any) -> bytes:
@@ -251,17 +358,10 @@ def _cells(column: Any) -> list[Any]:
     return ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
 
 
-def _finite(value: Any) -> Any:
-    """The same with null for NaN and infinities, which JSON has no word for."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def read_metrics(folder: str | Path) -> list[Measurement]:
-    """All that a run has measured so far; a last line cut short by a crash is passed over."""
+    """All that a run has measured so far; a last line cut short by a crash is passed over. Raises ValueError for a
+    folder of a format to come, as all readers do."""
+    check_format(Path(folder))
     text = (Path(folder) / "metrics.csv").read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     rows = csv.DictReader(io.StringIO(whole))
@@ -292,6 +392,7 @@ def read_clients(folder: str | Path) -> list[dict[str, str]]:
 
 def read_result(folder: str | Path) -> list[dict[str, Any]]:
     """The finished runs of a folder."""
+    check_format(Path(folder))
     runs: list[dict[str, Any]] = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))["runs"]
     return runs
 

@@ -4,21 +4,28 @@ FedVARP's h, MIFA's G and SCAFFOLD's c_i live here. A round costs O(k P) and the
 weighted mean of all rows, absent ones counted as 0, is kept up to date in float64: after many writes it is off by about
 1e-16 of the largest values that were ever in it, times the square root of their number.
 
-The rows lie on the training device while they fit there, and in host memory from the moment they do not. The k rows of
-a round then travel, the mean stays on the device, and the numbers are the same bit for bit.
+In host memory address space is set aside for all n rows and taken as rows are written, so a table grows in place. A
+GPU's memory cannot be: there it grows by half, and old and new lie side by side for a moment. The rows lie on the
+training device while they fit there, and in host memory from the moment they do not. The k rows of a round then travel,
+the mean stays on the device, and the numbers are the same bit for bit.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import mmap
+import sys
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 BLOCK = 1024  # rows that travel at once when all of them have to
-PIECE = 2**17  # numbers of a cohort's rows that a CPU works on at once
+PIECE = {"cpu": 2**19, "cuda": 2**24}  # numbers of a cohort's rows that are worked on at once: what caches hold
+NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python names it since 3.13
 EVERYTHING = slice(None)
+WIDE = 2**15  # columns of them, and more where all columns are few: pages of memory are not left too soon
 
 
 def room(device: torch.device) -> int | None:
@@ -36,11 +43,30 @@ def room(device: torch.device) -> int | None:
     return free + torch.cuda.memory_reserved(device) - busiest - whole // 10
 
 
-def allocate(rows: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a table [rows, size], its contents anything."""
+def allocate(rows: int, most: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory full of zeros for a table of at least `rows` rows [rows or more, size]; in host memory for `most` rows,
+    which take room only when they are written, wherever the system has address space for that."""
     import torch
 
-    return torch.empty((rows, size), dtype=dtype, device=device)
+    if device.type == "cpu":
+        found = reserve(most * size * dtype.itemsize)
+        if found is not None:
+            return torch.frombuffer(found, dtype=dtype).view(most, size)
+    return torch.zeros((rows, size), dtype=dtype, device=device)
+
+
+def reserve(size: int) -> mmap.mmap | None:
+    """Address space for so many bytes, all 0; pages are there once they are written to. None: there is not so much."""
+    if sys.platform == "win32" or not size:  # Windows counts what is reserved as taken
+        return None
+    try:
+        found = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
+    except (OSError, OverflowError, ValueError):  # limited, or more than there are addresses
+        return None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # large pages are faster; not every kernel has them
+            found.madvise(mmap.MADV_HUGEPAGE)
+    return found
 
 
 class Rows:
@@ -52,7 +78,8 @@ class Rows:
 
     p: Tensor  # [n]         weights of the mean, float64
     slot: Tensor  # [n]         where a client's row is stored; -1: never written
-    data: Tensor  # [stored, P] the rows; all else lives on the training device, these where there is room
+    table: Tensor  # [1 + stored, P] a row of zeros, for those never written, and the rows; all else lies on the
+    #             training device, these where there is room
     used: Tensor  # []          how many of them are in use
     total: Tensor  # [P]         sum_i p_i rows_i, float64
     bound: int  #             host's upper bound on `used`, so that growing seldom asks the device
@@ -64,11 +91,17 @@ class Rows:
 
         self.p = p.to(device=x.device, dtype=torch.float64)
         self.slot = torch.full((len(p),), -1, dtype=torch.int64, device=x.device)
-        self.data = torch.zeros((0, x.shape[-1]), dtype=x.dtype, device=x.device)
+        self.table = torch.zeros((1, x.shape[-1]), dtype=x.dtype, device=x.device)
+        self._whole = self.table  # all the memory there is, rows yet to come included
         self.used = torch.zeros((), dtype=torch.int64, device=x.device)
         self.total = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
         self.bound = 0
         self.host = False
+
+    @property
+    def data(self) -> Tensor:
+        """The rows [stored, P], in the order in which clients appeared."""
+        return self.table[1:]
 
     def __len__(self) -> int:
         return len(self.slot)
@@ -87,50 +120,69 @@ class Rows:
         return (self.slot if who is None else self.slot[who]) >= 0
 
     def __getitem__(self, who: Tensor) -> Tensor:
-        import torch
-
-        if not len(self.data):
-            return torch.zeros((len(who), self.data.shape[1]), dtype=self.data.dtype, device=self.total.device)
-        slot = self.slot[who]
-        rows = self._read(slot.clamp(min=0))
-        return torch.where((slot >= 0)[:, None], rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
+        return self._read(self.slot[who] + 1)
 
     def __setitem__(self, who: Tensor, values: Tensor) -> None:
+        self._replace(who, values, self.p.new_zeros((0, len(who))))
+
+    def exchange(self, who: Tensor, values: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """`rows[who] = values`, and the sums sum_i w_i values_i and sum_i w_i rows_i [P], float64, over the clients
+        `who` [k] with what they had before: in one pass over their rows, and with no copy of them."""
+        new, old = self._replace(who, values, w[None].to(self.p))
+        return new[0], old[0]
+
+    def _replace(self, who: Tensor, values: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes rows, and gives the sums [m, P] with weights w [m, k], float64, of what is new and what was there."""
         import torch
 
-        if not len(who):
-            return
-        self._reserve(len(who))
+        k, size = len(who), self.table.shape[1]
+        weight = torch.cat([w, self.p[who][None]])
+        new, old = (torch.zeros((len(w), size), dtype=torch.float64, device=self.total.device) for _ in range(2))
+        if not k:
+            return new, old
+        self._reserve(k)
         known = self.slot[who]
-        new = known < 0
-        slot = torch.where(new, self.used + torch.cumsum(new, 0) - 1, known)
+        unknown = known < 0
+        slot = torch.where(unknown, self.used + torch.cumsum(unknown, 0) - 1, known)
         self.slot[who] = slot
-        self.used = self.used + new.sum()
-        # on a CPU by pieces that its cache holds: what lies between is float64 and as large as the cohort
-        size = self.data.shape[1]
-        width = max(1, PIECE // len(who)) if self.total.device.type == "cpu" else max(1, size)
-        p, zero = self.p[who], torch.zeros((), dtype=self.data.dtype, device=self.total.device)
-        for first in range(0, size, width):
-            piece = slice(first, first + width)
-            old = torch.where(new[:, None], zero, self._read(known.clamp(min=0), piece))
-            self.total[piece] += p @ (values[:, piece].to(torch.float64) - old)
-            self._write(slot, values[:, piece], piece)
+        self.used = self.used + unknown.sum()
+        # by pieces that caches hold: what lies between is float64
+        kind = self.total.device.type
+        piece = PIECE.get(kind, PIECE["cuda"])
+        wide = max(1, min(size, max(WIDE if kind == "cpu" else size, piece // k)))
+        tall = max(1, min(k, piece // wide))
+        between = torch.empty(tall * wide, dtype=torch.float64, device=self.total.device)
+        for left in range(0, size, wide):
+            columns = slice(left, min(left + wide, size))
+            for top in range(0, k, tall):
+                rows = slice(top, min(top + tall, k))
+                at = (rows.stop - top, columns.stop - left)
+                exact = between[: at[0] * at[1]].view(at)
+                sums = weight[:, rows] @ exact.copy_(values[rows, columns])
+                gone = weight[:, rows] @ exact.copy_(self._read(known[rows] + 1, columns))
+                new[:, columns] += sums[:-1]
+                old[:, columns] += gone[:-1]
+                self.total[columns] += sums[-1] - gone[-1]
+        self._write(slot + 1, values)
+        return new, old
 
-    def _read(self, slot: Tensor, piece: slice = EVERYTHING) -> Tensor:
-        """A piece of stored rows [k, ...], on the training device."""
+    def _read(self, place: Tensor, columns: slice = EVERYTHING) -> Tensor:
+        """Rows of the table [k, ...], or columns of them, on the training device."""
         import torch
 
-        data = self.data[:, piece]
+        table = self.table[:, columns]
         if not self.host:
-            return data.index_select(0, slot)
-        stage = torch.index_select(data, 0, slot.cpu(), out=self._stage(len(slot), data.shape[1]))
+            return table.index_select(0, place)
+        stage = torch.index_select(table, 0, place.cpu(), out=self._stage(len(place), table.shape[1]))
         return stage.to(self.total.device, non_blocking=True)
 
-    def _write(self, slot: Tensor, values: Tensor, piece: slice = EVERYTHING) -> None:
-        """Overwrites a piece of stored rows [k, ...]."""
-        if self.host:
-            slot, values = slot.cpu(), self._stage(*values.shape).copy_(values)
-        self.data[:, piece][slot] = values
+    def _write(self, place: Tensor, values: Tensor) -> None:
+        """Overwrites rows of the table [k, P]."""
+        if not self.host or self.total.device.type == "cpu":
+            self.table.index_copy_(0, place, values.to(self.table.dtype))
+            return
+        for some, part in zip(place.cpu().split(BLOCK), values.split(BLOCK), strict=True):
+            self.table.index_copy_(0, some, self._stage(*part.shape).copy_(part))
 
     def _stage(self, k: int, width: int) -> Tensor:
         """Host memory [k, width] that a GPU copies from and to at full speed; the table itself need not be pinned."""
@@ -149,28 +201,29 @@ class Rows:
         self.bound = min(self.bound + k, len(self.data))
 
     def _grow(self, size: int) -> None:
-        """A larger table with the same rows, in host memory if there is no room for it where it is."""
+        """Room for `size` rows, in host memory if there is none for them where they are."""
+        if len(self._whole) <= size:
+            whole = self._larger(size)
+            whole[: len(self.table)] = self.table
+            self._whole = whole
+        self.table = self._whole[: 1 + size]
+
+    def _larger(self, size: int) -> Tensor:
+        """Memory for a table of so many rows. On a GPU old and new lie there together, unless all n rows take no more
+        than a quarter of the room there is: then they have it at once."""
         import torch
 
-        grown = None if self.host else self._here(size)
-        if grown is None:
-            self.host = True
-            grown = allocate(size, self.data.shape[1], self.data.dtype, torch.device("cpu"))
-        grown[: self.bound] = self.data[: self.bound]
-        self.data = grown
-
-    def _here(self, size: int) -> Tensor | None:
-        """Memory for that many rows on the training device; None: it does not fit. Old and new lie there together."""
-        import torch
-
-        here, width = self.total.device, self.data.shape[1]
-        left = room(here)
-        if left is not None and left < size * width * self.data.element_size():
-            return None
-        try:
-            return allocate(size, width, self.data.dtype, here)
-        except torch.OutOfMemoryError:
-            return None
+        here, width, dtype, n = self.total.device, self.table.shape[1], self.table.dtype, len(self)
+        left = None if self.host else room(here)
+        if left is not None:
+            self.host = left < size * width * dtype.itemsize
+            size = n if n * width * dtype.itemsize <= left // 4 else size
+        if not self.host:
+            try:
+                return allocate(1 + size, 1 + n, width, dtype, here)
+            except torch.OutOfMemoryError:
+                self.host = True
+        return allocate(1 + size, 1 + n, width, dtype, torch.device("cpu"))
 
     def reweigh(self, p: Tensor) -> None:
         """Other weights p [n] for the mean, which is summed anew: O(seen P)."""
@@ -218,3 +271,6 @@ class Rows:
     def copy(self) -> Rows:
         """A table that shares no memory with this one."""
         return self.restored(self.tensors())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rows:
+        return self.copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -123,6 +123,29 @@ def rounds(
         yield step.pop()
 
 
+def dropping(turns: Turns, lost: Callable[[Job, int], None]) -> Turns:
+    """The same rounds without the clients whose answers are not finite, as if they had not answered; `lost` is told
+    what was asked, and of whom."""
+    import torch
+
+    answer: Answer | None = None
+    while (said := _next(turns, answer)) is not None:
+        answer = yield said
+        if not isinstance(said, Job) or answer is None:
+            continue
+        sound = torch.isfinite(answer.delta).all(dim=1) & torch.isfinite(answer.loss)
+        if bool(sound.all()):
+            continue
+        here = sound.cpu()
+        for client in answer.who[~here].tolist():
+            lost(said, client)
+        span = None if answer.span is None else answer.span[sound]
+        told = {name: value[sound] for name, value in answer.told.items()}
+        answer = answer._replace(
+            who=answer.who[here], delta=answer.delta[sound], span=span, loss=answer.loss[sound], told=told
+        )
+
+
 def play(
     task: Task, strategy: Strategy, engine: Engine, local: LocalSGD, row: Row, state: Any, t: int, seed: int
 ) -> tuple[Any, Round]:
@@ -202,6 +225,7 @@ def sound(model: Tensor, round: Round) -> None:
     whose = f"the update of client {broken[0]} is" if broken else "the aggregated model is"
     raise ValueError(
         f"round {round.t}: {whose} not finite (NaN or infinity); training diverged: lower the learning rate or set clip"
+        + ('; on-divergence = "drop" leaves such clients out' if broken else "")
     )
 
 

@@ -59,6 +59,7 @@ FILES = [
     "experiment.toml",
     "metrics.csv",
     "times.csv",
+    "hashes.csv",
     "result.json",
     "schedule-seed1.npz",
     "schedule-seed2.npz",
@@ -164,7 +165,7 @@ def test_results_follow_from_the_metrics(ran: tuple[Path, subprocess.CompletedPr
     for run in runs:
         assert set(run) == {
             "strategy", "seed", "rounds", "final", "final_mean", "seconds", "client_trainings_per_second", "clients",
-            "spent",
+            "spent", "speed",
         }  # fmt: skip
         mine = [m for m in metrics if (m.strategy, m.seed) == (run["strategy"], run["seed"])]
         assert sorted({m.round for m in mine}) == [0, 4, 8, 10]
@@ -310,9 +311,11 @@ def test_a_full_disk_in_the_middle(experiment: Path, tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
 def test_stopped_in_the_middle(experiment: Path, tmp_path: Path, sent: signal.Signals, code: int) -> None:
-    """Ctrl-C and a kill leave what was measured, readable."""
+    """Ctrl-C, SIGTERM and a kill leave what was measured, readable; the first two a checkpoint, and how to go on."""
     given = ("--set", "run.rounds=20000", "--set", "strategy.gossip.local={lr=0.1}", "--out", str(tmp_path / "run"))
     command = [sys.executable, "-m", "fedsim.cli", "run", str(experiment), *given]
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs, and their children, ignore it
@@ -333,8 +336,10 @@ def test_stopped_in_the_middle(experiment: Path, tmp_path: Path, sent: signal.Si
         process.kill()
     assert process.returncode == code
     assert "Traceback" not in err
-    if sent == signal.SIGINT:
-        assert f"interrupted; the results so far are in {tmp_path / 'run'}" in err
+    if sent != signal.SIGKILL:
+        run = tmp_path / "run"
+        assert f"interrupted; the results so far are in {run}; go on with: fedsim resume {run}\n" in err
+        assert len(list((run / "checkpoints").glob("*.json"))) == 1
     assert out == ""
     measured = read_metrics(tmp_path / "run")
     assert {m.strategy for m in measured} == {"FedAvg", "FedAU, K = 5", "gossip"}  # side by side

@@ -40,6 +40,24 @@ def test_one_model(task: Task) -> None:
     assert measure.evaluate(task, x) == measure.test(task, x)
 
 
+def test_one_model_goes_in_small_passes_and_without_vmap(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ALONE examples on a CPU; the figures of each example are those it has among others, to rounding."""
+    x, seen = task.fresh(1), []
+    as_it_is = measure._loss_and_hit
+
+    def watched(made: Task, named: Any, inputs: torch.Tensor, targets: torch.Tensor) -> Any:
+        seen.append((len(inputs), torch._C._functorch.is_batchedtensor(next(iter(named.values())))))
+        return as_it_is(made, named, inputs, targets)
+
+    two, _ = measure._losses_and_hits(task, torch.stack([x, x]), None)
+    monkeypatch.setattr(measure, "_loss_and_hit", watched)
+    monkeypatch.setattr(measure, "ALONE", 100)
+    one, _ = measure._losses_and_hits(task, x[None], None)
+    n = len(task.test_targets)
+    assert seen == [(100, False)] * (n // 100) + [(n % 100, False)] * (n % 100 > 0)
+    torch.testing.assert_close(one[0], two[0], rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("n", [3, 37])
 def test_nodes_are_measured_one_by_one(task: Task, n: int) -> None:
     """Also where they do not fill the last group of models."""

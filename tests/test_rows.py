@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import mmap
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import fedsim.rows
 from fedsim.checkpoint import load_checkpoint, save_checkpoint
-from fedsim.rows import Rows, room
+from fedsim.rows import Rows, allocate, reserve, room
 from fedsim.strategies import FedVARP
 
 
@@ -85,6 +88,75 @@ def test_storage_grows_with_those_who_appeared() -> None:
     assert len(rows.tensors()["data"]) == int(rows.used) == int(rows.seen().sum())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_in_host_memory_a_table_grows_where_it_is() -> None:
+    """Ten thousand rows of 400 kB are set aside, of which those written are taken: growing copies nothing."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    rows, values = Rows(uniform(10_000), torch.zeros(100_000)), torch.ones(8, 100_000)
+    rows[torch.arange(8)] = values
+    place, before = rows.data.data_ptr(), resident()
+    for first in range(8, 168, 8):
+        rows[torch.arange(first, first + 8)] = values
+    taken = resident() - before
+    assert rows.data.data_ptr() == place
+    assert 160 * 400_000 <= taken < 1.2 * 160 * 400_000 + 2**23
+
+
+def test_without_address_space_it_grows_by_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More bytes than there are addresses; and a system that gives none."""
+    assert reserve(2**62) is None
+    assert reserve(0) is None
+    here = torch.device("cpu")
+    assert allocate(2, 2**40, 2**20, torch.float32, here).shape == (2, 2**20)
+    assert allocate(2, 50, 8, torch.float32, here).shape == (50, 8)
+    monkeypatch.setattr("fedsim.rows.reserve", lambda size: None)
+    rows, _, _ = table(n=1000)
+    stored = []
+    for first in range(0, 100, 10):
+        rows[torch.arange(first, first + 10)] = torch.ones(10, 4, dtype=F64)
+        stored.append(len(rows._whole) - 1)
+    assert stored == [10, 20, 30, 45, 60, 60, 90, 90, 90, 135]
+
+
+def test_a_deep_copy_is_of_the_rows_in_use() -> None:
+    """And not of all the memory set aside, here 40 GB."""
+    rows = Rows(uniform(10_000), torch.zeros(1_000_000))
+    rows[torch.tensor([7])] = torch.ones(1, 1_000_000)
+    twin = copy.deepcopy(rows)
+    rows[torch.tensor([7])] = torch.zeros(1, 1_000_000)
+    assert twin[torch.tensor([7])].sum() == 1_000_000
+
+
+def test_a_table_that_is_small_beside_the_room_has_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, where growing copies: 50 rows of 16 bytes are a quarter of 3200."""
+    monkeypatch.setattr("fedsim.rows.reserve", lambda size: None)
+    for free, stored in ((3200, 50), (3199, 10)):
+        monkeypatch.setattr("fedsim.rows.room", lambda device, free=free: free)
+        rows, _, _ = table(dtype=torch.float32)
+        rows[torch.arange(10)] = torch.ones(10, 4)
+        assert (len(rows._whole) - 1, rows.host) == (stored, False)
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_an_exchange_writes_and_tells_what_was_there(host: bool) -> None:
+    """In one pass the same as by reading, adding up and writing."""
+    (rows, _, g), (plain, _, _) = table(n=20, size=23), table(n=20, size=23)
+    rows.host = plain.host = host
+    for k in (3, 0, 7, 20, 1):
+        who, w = cohort(20, k, g), torch.randn(k, dtype=F64, generator=g)
+        values = torch.randn(k, 23, dtype=F64, generator=g)
+        expected = (w @ values, w @ plain[who])
+        plain[who] = values
+        for told, sums in zip(rows.exchange(who, values, w), expected, strict=True):
+            assert told.dtype == F64
+            close(told, sums, 1e-14)
+        close(rows, plain, 1e-14)
+        same(rows.dense(), plain.dense())
+
+
 def test_growth_in_steps_of_every_kind() -> None:
     """One by one, all at once, overlapping, and until the table is full."""
     rows, _, g = table(n=23)
@@ -111,13 +183,15 @@ def test_growth_in_steps_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("host", [False, True])
-def test_written_by_pieces_it_holds_the_same(host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wide", [1, 6, 23])
+def test_written_by_pieces_it_holds_the_same(host: bool, wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
     (whole, _, g), (pieces, _, _) = table(n=20, size=23), table(n=20, size=23)
     for _ in range(30):
         who = cohort(20, int(torch.randint(1, 9, (), generator=g)), g)
         values = torch.randn(len(who), 23, dtype=F64, generator=g)
         whole[who] = values
-        monkeypatch.setattr(fedsim.rows, "PIECE", 20)  # of two columns and more, the last one smaller
+        monkeypatch.setitem(fedsim.rows.PIECE, "cpu", 20)  # of few columns and few rows, the last ones smaller
+        monkeypatch.setattr(fedsim.rows, "WIDE", wide)
         pieces.host = host
         pieces[who] = values
         monkeypatch.undo()
@@ -190,6 +264,12 @@ def test_an_empty_cohort_reads_and_writes_nothing() -> None:
 # Rows that do not fit where training runs ----------------------------------------------------------------------------
 
 
+@pytest.fixture
+def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is there or not: none can be set aside for later."""
+    monkeypatch.setattr("fedsim.rows.reserve", lambda size: None)
+
+
 class Room:
     """Stands in for `fedsim.rows.room`: enough until it is asked for the `until`-th time, then none."""
 
@@ -211,6 +291,7 @@ def history(rows: Rows, g: torch.Generator, rounds: int) -> list[Tensor]:
     return told
 
 
+@pytest.mark.usefixtures("like_a_gpu")
 @pytest.mark.parametrize("moment", [1, 2, 3, 5])
 def test_moved_to_host_memory_at_any_moment_it_tells_the_same_bit_for_bit(
     moment: int, monkeypatch: pytest.MonkeyPatch
@@ -231,6 +312,7 @@ def test_moved_to_host_memory_at_any_moment_it_tells_the_same_bit_for_bit(
     assert all(torch.equal(a, b) for a, b in zip(stayed, moved, strict=True))
 
 
+@pytest.mark.usefixtures("like_a_gpu")
 def test_it_moves_when_the_table_is_larger_than_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not before: ten rows of four numbers in float32 are 160 bytes."""
     for free, goes in ((160, False), (159, True)):
@@ -240,6 +322,7 @@ def test_it_moves_when_the_table_is_larger_than_the_room(monkeypatch: pytest.Mon
         assert rows.host is goes
 
 
+@pytest.mark.usefixtures("like_a_gpu")
 def test_it_moves_when_the_device_says_that_it_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, _, g = table()
     rows[torch.arange(5)] = torch.randn(5, 4, dtype=F64, generator=g)
@@ -260,6 +343,7 @@ def test_it_moves_when_the_device_says_that_it_is_out_of_memory(monkeypatch: pyt
     assert torch.equal(rows[torch.arange(10, 20)], torch.ones(10, 4, dtype=F64))
 
 
+@pytest.mark.usefixtures("like_a_gpu")
 def test_from_host_memory_it_is_copied_saved_and_restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """To where there is room, or to host memory again; and goes on bit for bit."""
     monkeypatch.setattr("fedsim.rows.room", Room(until=2))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -363,3 +364,35 @@ def test_a_cell_that_was_tampered_with_is_run_again(swept: Path, tmp_path: Path)
     assert len(read_result(out / CELLS[2])) == 4
     assert math.isfinite(read_result(out / CELLS[2])[-1]["final_mean"]["test_loss"])
     assert os.listdir(out / CELLS[2]).count("cell.json") == 1
+
+
+def test_a_cell_that_was_cut_short_goes_on_from_its_checkpoint(
+    swept: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the third cell, in its fifth round: the rounds before are not played again."""
+    from fedsim import compare
+
+    out, played = tmp_path / "out", [0]
+    advance = compare.advance
+
+    def interrupted(*arguments: Any) -> Any:
+        for name, turn in advance(*arguments):
+            played[0] += 1
+            if played[0] == 2 * 4 * 10 + 17:  # 4 runs in a cell
+                signal.raise_signal(signal.SIGINT)
+            yield name, turn
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "advance", interrupted)
+        assert fedsim("sweep", file, "--out", out, "--quiet") == 130
+    capsys.readouterr()
+    before = played[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "advance", interrupted)
+        assert fedsim("sweep", "--resume", out) == 0
+    assert before == 2 * 4 * 10 + 20
+    assert played[0] == 4 * 4 * 10
+    assert f"{out / CELLS[2]} goes on from round 5 of 10: of 4 runs 0 are over, 4 under way" in capsys.readouterr().err
+    for cell in CELLS:
+        assert (out / cell / "metrics.csv").read_bytes() == (swept / cell / "metrics.csv").read_bytes()
+    assert (out / "index.csv").read_bytes() == (swept / "index.csv").read_bytes()

@@ -1,4 +1,5 @@
-"""The command line. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130.
+"""The command line. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130, SIGTERM while
+a run is under way 143.
 
 With FEDSIM_DEBUG set in the environment a mistake is a traceback instead. One file per command; `base` is the whole.
 """
@@ -17,12 +18,15 @@ from fedsim.cli import (  # in the order of `fedsim --help`
     new,
     participation,
     report,
+    resume,
     run,
     sweep,
     topology,
     tune,
+    verify,
 )  # fmt: skip
 from fedsim.cli.base import app
+from fedsim.cli.interrupt import Terminated
 
 __all__ = [
     "app",
@@ -33,10 +37,12 @@ __all__ = [
     "new",
     "participation",
     "report",
+    "resume",
     "run",
     "sweep",
     "topology",
     "tune",
+    "verify",
 ]
 
 
@@ -48,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(arguments, prog_name="fedsim", standalone_mode=False)
     except (KeyboardInterrupt, click.exceptions.Abort):
         code = 130
+    except Terminated:
+        code = 143
     except click.ClickException as error:
         code = _refuse(error.format_message())
     except (ValueError, OSError) as error:

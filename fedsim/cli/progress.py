@@ -63,6 +63,10 @@ class Bar:
         self._present.pop((strategy, seed), None)
         self._progress.advance(self._bar, self.rounds - round)
 
+    def begin(self, rounds: int) -> None:
+        """So many rounds, over all runs, were played before."""
+        self._progress.update(self._bar, completed=rounds)
+
     def say(self, what: str, advance: int = 0) -> None:
         """Says what is going on, cut to the room there is."""
         what = what if len(what) <= self.room else f"{what[: self.room - 1]}…"

@@ -27,6 +27,8 @@ def print_summary(folder: Path, screen: Console) -> None:
     """Print the rank table and the paired differences of a run folder in which a run has finished."""
     from rich.text import Text
 
+    from fedsim import speed
+    from fedsim.record import read_result
     from fedsim.report.results import gather
     from fedsim.report.tables import paired_table, rank_table
 
@@ -46,6 +48,8 @@ def print_summary(folder: Path, screen: Console) -> None:
     for note in [*ranks.notes, *(pairs.notes[1:2] if compared else [])]:  # of the pairs, what worth is
         if not note.startswith(tuple(missing)):
             screen.print(Text(note, style="dim"))
+    for line in speed.lines(read_result(folder)):
+        screen.print(Text(line, style="dim"))
 
 
 def _in_order(columns: Sequence[Column], keys: Sequence[str]) -> list[Column]:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedsim.cli.base import app, hush
-from fedsim.cli.run import carry_out
+from fedsim.cli.carry import carry_out
+from fedsim.cli.interrupt import Terminated
+from fedsim.cli.resume import go_on
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -124,6 +126,7 @@ def _span(numbers: Any) -> str:
 
 def _sweep(made: Sweep, folder: Path, begun: bool, quiet: bool, metric: str | None, against: str | None) -> bool:
     """Run the cells that are not over yet, and draw; whether anything failed."""
+    from fedsim import standing
     from fedsim.record import CannotWrite
     from fedsim.report.maps import write_maps
     from fedsim.sweep import folder as folders
@@ -146,10 +149,13 @@ def _sweep(made: Sweep, folder: Path, begun: bool, quiet: bool, metric: str | No
                     continue
                 if not quiet:
                     typer.echo(f"{cell.name}{_left(spent, len(made.cells) - len(states))}", err=True)
-                folders.clear(folder, cell)
                 clock, refused = time.monotonic(), None
                 try:
-                    carry_out(made.experiment(cell), folder / cell.name, quiet, None, results=False)
+                    if standing.latest(folder / cell.name)[0] is not None:
+                        go_on(folder / cell.name, quiet, results=False)
+                    else:
+                        folders.clear(folder, cell)
+                        carry_out(made.experiment(cell), folder / cell.name, quiet, None, results=False)
                 except (FileNotFoundError, CannotWrite):
                     raise
                 except ValueError as error:  # found only once its data were there
@@ -159,7 +165,7 @@ def _sweep(made: Sweep, folder: Path, begun: bool, quiet: bool, metric: str | No
                 spent.append(time.monotonic() - clock)
                 states[cell.number] = folders.state(folder, cell, work) or {}
                 folders.write_index(folder, made, states)
-        except (KeyboardInterrupt, OSError):
+        except (KeyboardInterrupt, Terminated, OSError):
             typer.echo(f"{len(states)} of {len(made.cells)} cells are over; go on with: fedsim sweep --resume {folder}",
                        err=True)  # fmt: skip
             raise

@@ -59,6 +59,8 @@ class RunTable:
     eval_every: int = 10  # rounds; the first model and the last are always evaluated
     eval_nodes: int | None = None  # in gossip: how many nodes are tested, drawn per seed; None: all
     eval_train: bool = True  # also the training objective, over all training data
+    checkpoint_every: int | None = None  # rounds; left out: every minute or so, for at most 1 % of the time
+    on_divergence: Literal["stop", "drop"] = "stop"  # a client's update that is not finite ends the run, or is left out
     ledger: bool = True  # also with what weight every client's updates have entered the model
     optimum: bool = False  # also what keeps the model from the minimum: convex models only, takes a while
     device: str = "auto"
@@ -70,7 +72,7 @@ class RunTable:
     threads: int | None = None  # of the CPU; left out: as many as torch likes
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "eval_every", "eval_nodes", "chunk", "together", "threads"):
+        for name in ("rounds", "eval_every", "eval_nodes", "checkpoint_every", "chunk", "together", "threads"):
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**31:
                 raise ValueError(f"{name} must be at least 1 and below 2^31, got {value}")
@@ -150,6 +152,12 @@ class Experiment:
         if self.run.optimum and not getattr(self.task.model, "convex", False):
             raise ValueError(
                 "[run] optimum needs a convex model, which has one minimum: logistic, or scalar; or leave optimum out"
+            )
+        theirs = [entry.label for entry in self.entries if isinstance(entry.strategy, Bundled)]
+        if self.run.on_divergence == "drop" and theirs:
+            raise ValueError(
+                f'[run] on-divergence = "drop" is not for strategies of Flower, which hear their clients themselves: '
+                f"leave out {theirs[0]}, or on-divergence"
             )
         if self.run.optimum and not self.run.eval_train:
             raise ValueError("[run] optimum needs the training objective: set eval-train = true")

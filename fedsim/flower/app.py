@@ -21,7 +21,6 @@ keeps it, so nothing but models travels after that; data is read where the node 
 from __future__ import annotations
 
 import base64
-import csv
 import functools
 import json
 import logging
@@ -200,7 +199,7 @@ def find(name: str, changes: str = "") -> Experiment:
 
 def record(experiment: Experiment, happening: Iterator[compare.Event], out: str) -> Path:
     """Writes the run folder. Raises ValueError at the end if a run failed."""
-    from fedsim.record import RunFolder, check_free, default_folder, environment
+    from fedsim.record import RunFolder, check_free, default_folder, environment, note
     from fedsim.report import write_figures
     from fedsim.report.page import write_page
 
@@ -240,22 +239,6 @@ def record(experiment: Experiment, happening: Iterator[compare.Event], out: str)
     if failures:
         raise ValueError("; ".join(failures))
     return folder
-
-
-def note(folder: Path, event: compare.Absent | compare.Heard) -> None:
-    """Adds to a run folder's absences.csv or, one line per number, to its replies.csv."""
-    from fedsim.record import writing
-
-    if isinstance(event, compare.Absent):
-        path, columns, lines = folder / "absences.csv", list(event._fields), [list(event)]
-    else:
-        path, columns = folder / "replies.csv", [*event._fields[:3], "client", "metric", "value"]
-        each = ((i, name, value) for i, said in event.replies.items() for name, value in said.items())
-        lines = [[*event[:3], i, name, repr(value)] for i, name, value in each]
-    with writing(path), open(path, "a", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerows([columns] if file.tell() == 0 else [])
-        rows.writerows(lines)
 
 
 SHOWN = ("test_loss", "test_accuracy", "train_objective")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fedsim.rows import Rows
 from fedsim.strategy import Round, ServerStrategy
-from fedsim.weights import All, Interval, Weights, total
+from fedsim.weights import All, Interval, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,17 +71,15 @@ class FedStale(ServerStrategy):
         w, weights = self.weights.step(s.weights, r)
         if self.skip_empty and not len(r.who):
             return s._replace(weights=weights)
-        h = s.h[r.who]
-        fresh = total(w, r.delta)
-        stale = s.h.mean - total(w, h)
+        mean, sums = s.h.mean, s.sums
         beta: float | Tensor
         if isinstance(self.beta, str):
             beta = best(s.sums).to(s.x.dtype)
-            sums = learn(s.sums, w, s.h.p[r.who], r.delta, h)
+            sums = learn(s.sums, w, s.h.p[r.who], r.delta, s.h[r.who])
         else:
-            beta, sums = self.beta, s.sums
-        x = s.x + self.lr * (fresh + beta * stale)
-        s.h[r.who] = r.delta
+            beta = self.beta
+        fresh, stale = (part.to(s.x.dtype) for part in s.h.exchange(r.who, r.delta, w))  # of Δ_i and h_i; h_i <- Δ_i
+        x = s.x + self.lr * (fresh + beta * (mean - stale))
         return State(x, s.h, weights, sums)
 
 

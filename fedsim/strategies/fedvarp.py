@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.rows import Rows
 from fedsim.strategy import Round, ServerStrategy
-from fedsim.weights import Equal, Weights, total
+from fedsim.weights import Equal, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,6 @@ class FedVARP(ServerStrategy):
         w, weights = self.weights.step(s.weights, r)
         if self.skip_empty and not len(r.who):
             return s._replace(weights=weights)
-        x = s.x + self.lr * (s.h.mean + total(w, r.delta - s.h[r.who]))
-        s.h[r.who] = r.delta
-        return State(x, s.h, weights)
+        mean = s.h.mean
+        fresh, stale = s.h.exchange(r.who, r.delta, w)  # Σ w_i Δ_i and Σ w_i h_i; h_i <- Δ_i
+        return State(s.x + self.lr * (mean + (fresh - stale).to(s.x.dtype)), s.h, weights)

@@ -59,13 +59,15 @@ def speed(story: Story) -> Section | None:
         return None
     shares = [
         name
-        for name in ("training", "aggregation", "evaluation")
+        for name in ("training", "aggregation", "evaluation", "recording")
         if any(name in (run.get("spent") or {}) for run in story.runs)
     ]
+    rates = [each for each in RATES if any(_rate(run, *each[1:]) is not None for run in story.runs)]
     columns = [
         "Strategy",
         "Seconds a run",
         "Client trainings a second",
+        *(title for title, *_ in rates),
         *(f"{name.capitalize()}, %" for name in shares),
     ]
     rows: list[list[str | Name]] = []
@@ -76,11 +78,14 @@ def speed(story: Story) -> Section | None:
             _mean(own, "seconds"),
             _mean(own, "client_trainings_per_second"),
         ]
+        for _, key, scale in rates:
+            known = [value for run in own if (value := _rate(run, key, scale)) is not None]
+            row.append(_three(float(np.mean(known))) if known else "–")
         for name in shares:
             each = [
-                100 * run["spent"].get(name, 0.0) / run["seconds"]
+                100 * run["spent"].get(name, 0.0) / sum(run["spent"].values())
                 for run in own
-                if run.get("spent") and run.get("seconds")
+                if sum((run.get("spent") or {}).values())
             ]
             row.append(f"{np.mean(each):.0f}" if each else "–")
         rows.append(row)
@@ -88,6 +93,14 @@ def speed(story: Story) -> Section | None:
     machines = list(dict.fromkeys(_machine(folder.environment) for folder in story.folders if folder.environment))
     text = f"{several(len(story.runs), 'run')}, {total:,.0f} seconds of runs in all"
     text += f", on {'; '.join(machines)}." if machines else "."
+    peaks = sorted({(run.get("speed") or {}).get("peak_flop_per_second") or 0.0 for run in story.runs} - {0.0})
+    if peaks:
+        reach = " to ".join(f"{gflop:,.0f}" for gflop in dict.fromkeys((peaks[0] / 1e9, peaks[-1] / 1e9)))
+        text += f" The peak is the best product of two matrices measured there, {reach} GFLOP/s; floating point"
+        text += " operations are those of matrix products and convolutions in steps that were of use."
+    for where in ("host", "device"):
+        most = max(((run.get("speed") or {}).get(f"{where}_bytes") or 0 for run in story.runs), default=0)
+        text += f" At most {most / 1e6:,.0f} MB of {where} memory were in use." if most else ""
     together = [folder.together for folder in story.folders if folder.together and folder.together > 1]
     if together:
         text += f" Up to {max(together)} runs advanced side by side, so a run's seconds are not its own alone."
@@ -100,7 +113,11 @@ def speed(story: Story) -> Section | None:
         "Speed",
         [
             Words(text),
-            Grid("Mean over the seeds; evaluations are part of the seconds, not of the speed", columns, rows),
+            Grid(
+                "Mean over the seeds; evaluations are part of the seconds, not of the speed; recording of neither",
+                columns,
+                rows,
+            ),
         ],
     )
 
@@ -109,8 +126,29 @@ def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> str:
     each = [float(run[name]) for run in runs if run.get(name) is not None]
     if not each:
         return "–"
-    mean = float(np.mean(each))
-    return f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}"
+    return _three(float(np.mean(each)))
+
+
+def _three(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+# Of a run's "speed": a column, the key, and what its values are multiplied by (None: as a share of the peak)
+RATES: tuple[tuple[str, str, float | None], ...] = (
+    ("Steps a second", "steps_per_second", 1.0),
+    ("GFLOP/s", "flop_per_second", 1e-9),
+    ("Of the peak, %", "flop_per_second", None),
+)
+
+
+def _rate(run: Mapping[str, Any], key: str, scale: float | None) -> float | None:
+    """A rate of a run; None where it does not tell."""
+    told = run.get("speed") or {}
+    if told.get(key) is None:
+        return None
+    if scale is None:
+        scale = 100 / told["peak_flop_per_second"]
+    return float(told[key]) * scale
 
 
 def _machine(environment: Mapping[str, Any]) -> str:

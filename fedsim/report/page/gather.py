@@ -109,6 +109,7 @@ def read(path: str | Path) -> Folder:
         if not (path / name).is_file():
             what = "is no run folder" if path.is_dir() else "is no folder"
             raise FileNotFoundError(f"{path} {what}: there is no {name} in it; give the folder `fedsim run` printed")
+    record.check_format(path)
     document, result = _toml(path / "experiment.toml"), _json(path / "result.json")
     try:
         measurements = record.read_metrics(path)
