@@ -27,6 +27,7 @@ Table = dict[str, NDArray[Any]]
 DISTINCT = 6  # so many different probabilities make groups of clients; more are no groups
 LISTED = 100_000  # clients; more are not listed one by one in a run folder, or told of by a run elsewhere
 LABELS = ("client", "group")  # columns of a table that name, and have no mean
+MEASURED = ("loss", "accuracy", "tuned_loss", "tuned_accuracy")  # columns that only those measured have
 
 
 # Parts of the clients ------------------------------------------------------------------------------------------------
@@ -131,12 +132,14 @@ def metrics(figures: PerClient, p: ArrayLike, rates: ArrayLike) -> dict[str, flo
 
 
 def table(
-    task: Task, schedule: Schedule, figures: PerClient, p: Tensor | None = None, shares: Tensor | None = None
-) -> Table:
+    task: Task, schedule: Schedule, figures: PerClient, p: Tensor | None = None, shares: Tensor | None = None,
+    tuned: PerClient | None = None,
+) -> Table:  # fmt: skip
     """One line per client, as columns [n]: client, examples (trained on), held_out, rate (share of the schedule's
     rounds it took part in), probability (nominal, where the schedule has one), weight (the objective's, p [n] if it is
     given), effective_weight (from the bias ledger, shares [n] if they are given), group (its dominating class, where
-    there are classes), loss, accuracy (where there are classes).
+    there are classes), loss, accuracy (where there are classes), and the last two once more of fine-tuned models, where
+    these were measured: tuned_loss, tuned_accuracy.
 
     More columns may be added: numbers are averaged by `summary`.
     """
@@ -158,6 +161,10 @@ def table(
     out["loss"] = figures.loss.cpu().numpy()
     if figures.accuracy is not None:
         out["accuracy"] = figures.accuracy.cpu().numpy()
+    if tuned is not None:
+        out["tuned_loss"] = tuned.loss.cpu().numpy()
+        if tuned.accuracy is not None:
+            out["tuned_accuracy"] = tuned.accuracy.cpu().numpy()
     return out
 
 
@@ -207,7 +214,7 @@ def _means(table: Mapping[str, Any], there: NDArray[np.bool_], parts: Sequence[I
         line: dict[str, Any] = {"clients": len(part), "measured": int(there[part].sum())}
         for name, column in table.items():
             if name not in LABELS:
-                who = part[there[part]] if name in ("loss", "accuracy") else part
+                who = part[there[part]] if name in MEASURED else part
                 line[name] = _mean(np.asarray(column)[who])
         found.append(line)
     return found

@@ -80,3 +80,55 @@ class Point(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         a, b = inputs[:, 0], inputs[:, 1]
         return 0.5 * a * (self.x - b) ** 2
+
+
+class Hadamard(nn.Module):
+    """A linear or convolutional layer whose weight is the Hadamard product of two of rank R: `fedsim.models.fedpara`.
+
+    Its parameters are w1_x, w1_y, w2_x, w2_y, of a convolution w1_t and w2_t too, and the layer's own bias.
+    """
+
+    def __init__(self, layer: nn.Module, rank: int, personal: bool = False) -> None:
+        """In place of a layer, whose weight gives the shape and the size of the first entries."""
+        super().__init__()
+        weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+        self.bias: nn.Parameter | None = layer.bias  # type: ignore[assignment]
+        self.shape, self.rank, self.personal = tuple(weight.shape), rank, personal
+        self.call = {name: getattr(layer, name) for name in ("stride", "padding", "dilation") if weight.ndim == 4}
+        m, n, *window = self.shape
+        size = _entry(weight, personal)  # of the entries of W1 and of W2
+        # their variance is R (R² of a convolution) times that of an entry of X, Y (and T) each, all alike
+        std = (size / rank) ** 0.25 if not window else (size / rank**2) ** (1 / 6)
+        for factor in ("w1", "w2"):
+            shapes = {"x": (m, rank), "y": (n, rank)} | ({"t": (rank, rank, *window)} if window else {})
+            for name, shape in shapes.items():
+                self.register_parameter(f"{factor}_{name}", nn.Parameter(torch.randn(shape).to(weight) * std))
+
+    @property
+    def weight(self) -> Tensor:
+        """W, in the layer's own shape."""
+        first, second = self._factor("w1"), self._factor("w2")
+        return first * (second + 1) if self.personal else first * second
+
+    def _factor(self, which: str) -> Tensor:
+        x, y = getattr(self, f"{which}_x"), getattr(self, f"{which}_y")
+        if len(self.shape) == 2:
+            return torch.mm(x, y.T)
+        t = getattr(self, f"{which}_t")
+        return torch.einsum("ap,pqkl,bq->abkl", x, t, y)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if len(self.shape) == 2:
+            return nn.functional.linear(inputs, self.weight, self.bias)
+        return nn.functional.conv2d(inputs, self.weight, self.bias, **self.call)
+
+    def extra_repr(self) -> str:
+        return f"{list(self.shape)}, rank={self.rank}, personal={self.personal}"
+
+
+def _entry(weight: Tensor, personal: bool) -> float:
+    """The variance of the entries of W1 and of W2, both alike, that gives their product those of a weight."""
+    variance = float(weight.double().square().mean())
+    if not variance > 0:  # a layer that begins at 0: as PyTorch would have it
+        variance = 1 / (3 * math.prod(weight.shape[1:]))
+    return (math.sqrt(1 + 4 * variance) - 1) / 2 if personal else math.sqrt(variance)

@@ -115,13 +115,13 @@ class Book:
         """
         import torch
 
-        self.strategy, self.p = strategy, p
+        self.strategy, self.p = strategy.twin(), p
         self.column = torch.from_numpy(columns(rates)).to(p.device)
         width = int(self.column.max()) + 1
         self.meant = meant(p, self.column, width)
         self.members = torch.bincount(self.column, minlength=width)
         with self._followed():
-            self.twin = open(strategy, p, key, width)
+            self.twin = open(self.strategy, p, key, width)
 
     def enter(self, round: Round) -> None:
         """A round is over. Raises ValueError where the twin cannot follow it."""

@@ -10,110 +10,12 @@ which covers FedAvg, FedProx, SCAFFOLD, FedDyn and gradient tracking. As in torc
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from fedsim.curricula import Curriculum
+from fedsim.lr_schedules import Constant, Cosine, Inverse, InverseSqrt, LRSchedule, Power, Step, positive
 
-class LRSchedule(ABC):
-    """The local learning rate from round to round."""
-
-    @abstractmethod
-    def factor(self, t: int) -> float:
-        """What the learning rate is multiplied by in round t = 0, 1, ..."""
-
-
-@dataclass(frozen=True)
-class Constant(LRSchedule):
-    """The same learning rate in every round."""
-
-    def factor(self, t: int) -> float:
-        return 1.0
-
-
-@dataclass(frozen=True)
-class Inverse(LRSchedule):
-    """lr / (1 + decay t)."""
-
-    decay: float = 1.0
-
-    def __post_init__(self) -> None:
-        _positive("decay", self.decay)
-
-    def factor(self, t: int) -> float:
-        return 1.0 / (1.0 + self.decay * t)
-
-
-@dataclass(frozen=True)
-class InverseSqrt(LRSchedule):
-    """lr / sqrt(1 + decay t)."""
-
-    decay: float = 0.1
-
-    def __post_init__(self) -> None:
-        _positive("decay", self.decay)
-
-    def factor(self, t: int) -> float:
-        return 1.0 / math.sqrt(1.0 + self.decay * t)
-
-
-@dataclass(frozen=True)
-class Power(LRSchedule):
-    """lr / (1 + t)^power."""
-
-    power: float = 0.9
-
-    def __post_init__(self) -> None:
-        _positive("power", self.power)
-
-    def factor(self, t: int) -> float:
-        return float((1.0 + t) ** -self.power)
-
-
-@dataclass(frozen=True)
-class Step(LRSchedule):
-    """lr * rate^(t // every)."""
-
-    every: int
-    rate: float = 0.5
-
-    def __post_init__(self) -> None:
-        _positive("every", self.every)
-        _positive("rate", self.rate)
-
-    def factor(self, t: int) -> float:
-        return float(self.rate ** (t // self.every))
-
-
-@dataclass(frozen=True)
-class Cosine(LRSchedule):
-    """From lr down to floor * lr along half a cosine over `rounds`, then constant."""
-
-    rounds: int
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        _positive("rounds", self.rounds)
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor must be between 0 and 1, got {self.floor}")
-
-    def factor(self, t: int) -> float:
-        done = min(t / self.rounds, 1.0)
-        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-SCHEDULES: dict[str, type[LRSchedule]] = {
-    "constant": Constant,
-    "inverse": Inverse,
-    "inverse-sqrt": InverseSqrt,
-    "power": Power,
-    "step": Step,
-    "cosine": Cosine,
-}
-
-
-def _positive(name: str, value: float) -> None:
-    if not value > 0 or math.isinf(value):
-        raise ValueError(f"{name} must be positive, got {value}")
+__all__ = ["Constant", "Cosine", "Inverse", "InverseSqrt", "LRSchedule", "LocalSGD", "Power", "Step"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +35,7 @@ class LocalSGD:
     weight_decay: float = 0.0
     clip: float | None = None  # largest l2 norm of a batch gradient; None: no limit
     lr_schedule: LRSchedule = Constant()
+    curriculum: Curriculum | None = None  # None: all of a client's examples from the first round on
 
     def __post_init__(self) -> None:
         if not 0 <= self.lr <= 3.4e38:
@@ -148,11 +51,15 @@ class LocalSGD:
         if not self.weight_decay >= 0 or math.isinf(self.weight_decay):
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
         if self.clip is not None:
-            _positive("clip", self.clip)
+            positive("clip", self.clip)
 
     def lr_at(self, t: int) -> float:
         """The learning rate of round t."""
         return self.lr * self.lr_schedule.factor(t)
+
+    def used(self, size: int, t: int) -> int:
+        """How many of a client's `size` examples it trains on in round t: the first of them."""
+        return size if self.curriculum is None else self.curriculum.used(size, t)
 
     def batches(self, size: int) -> int:
         """Minibatches in an epoch over `size` examples."""

@@ -130,7 +130,7 @@ def answers(
             # one of them is at fault, or all are too much: one by one shows
         else:
             seconds = time.perf_counter() - clock
-            steps = [sum(counts(job.task, job.who, job.local, job.effort)) for job in jobs]
+            steps = [sum(counts(job.task, job.who, job.local, job.effort, job.t)) for job in jobs]
             return [
                 (one._replace(who=job.who), seconds * s / max(sum(steps), 1))
                 for one, job, s in zip(found, jobs, steps, strict=True)

@@ -5,7 +5,7 @@ A model is x [P]; gossip gives x [n, P] and is measured node by node, with the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fedsim import keyed
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedsim.task import Layout, Task
+
+    Models = (
+        Tensor | Callable[[Tensor], Tensor]
+    )  # one [P], one for each client [n, P], or from who [k] to theirs [k, P]
 
 EXAMPLES = 2048  # per forward pass, over all models
 ALONE = 256  # of one model on a CPU: its activations stay in the caches, which halves the time of large ones
@@ -109,30 +113,46 @@ def objective(task: Task, x: Tensor, p: Tensor | None = None) -> float:
     return float((task.weights() if p is None else p) @ training_losses(task, x))
 
 
-def training_losses(task: Task, x: Tensor) -> Tensor:
+def training_losses(task: Task, x: Models) -> Tensor:
     """F_i [n] float64: the mean loss of one model x [P] over each client's training examples; for nodes x [n, P] of the
-    mean model."""
+    mean model; where a function says whose model is which, of each client's own."""
+    if callable(x):
+        return _own(task, x, task.rows, task.first, task.size)[0] / task.size
     x = x if x.ndim == 1 else x.mean(0)
     return _shared(task, x, task.rows, task.first, task.size)[0] / task.size
 
 
-def per_client(task: Task, x: Tensor) -> PerClient:
-    """Every client's loss and accuracy under one model x [P], or each under its own of x [n, P], on data of its own."""
+def example_losses(task: Task, x: Tensor, rows: Tensor) -> Tensor:
+    """The loss [N] float64 of one model x [P] on each example of these rows of the pool [N]."""
+    return _losses_and_hits(task, x[None], rows)[0][0].double()
+
+
+def per_client(task: Task, x: Models) -> PerClient:
+    """Every client's loss and accuracy under one model x [P], or each under its own of x [n, P], on data of its own.
+
+    x may be a function from clients [k] to their models [k, P]: these need not all be there at once.
+    """
     import torch
 
     held = task.held
     rows, first, size = (task.rows, task.first, task.size) if held is None else held
-    loss, hits = (_own if x.ndim == 2 else _shared)(task, x, rows, first, size)
+    if callable(x):
+        loss, hits = _own(task, x, rows, first, size)
+    else:
+        loss, hits = (
+            _own(task, x.__getitem__, rows, first, size) if x.ndim == 2 else _shared(task, x, rows, first, size)
+        )
     measured = size > 0
     mean, share = (torch.where(measured, values / size, torch.nan) for values in (loss, hits))
     on: Literal["held-out", "training"] = "training" if held is None else "held-out"
     return PerClient(mean, share if task.classes else None, measured, on)
 
 
-def per_client_and_training(task: Task, x: Tensor) -> tuple[PerClient, Tensor]:
+def per_client_and_training(task: Task, x: Models) -> tuple[PerClient, Tensor]:
     """`per_client` and `training_losses`, in one pass over the training examples where both need the same."""
     found = per_client(task, x)
-    return found, found.loss if x.ndim == 1 and found.on == "training" else training_losses(task, x)
+    same = found.on == "training" and (callable(x) or x.ndim == 1)
+    return found, found.loss if same else training_losses(task, x)
 
 
 def _shared(task: Task, x: Tensor, rows: Tensor, first: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,19 +174,21 @@ def _sums(values: Tensor, first: Tensor, size: Tensor) -> Tensor:
     return embedding_bag(torch.arange(len(values), device=values.device), values, first, mode="sum")
 
 
-def _own(task: Task, x: Tensor, rows: Tensor, first: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums [n] of loss and hits of every model of x [n, P] over its own client's examples, models of clients of like
-    size side by side."""
+def _own(
+    task: Task, models: Callable[[Tensor], Tensor], rows: Tensor, first: Tensor, size: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sums [n] of loss and hits of every client's own model over its own examples, models of clients of like size side
+    by side."""
     import torch
 
-    loss, hits = (torch.zeros(len(size), dtype=torch.float64, device=x.device) for _ in range(2))
+    loss, hits = (torch.zeros(len(size), dtype=torch.float64, device=task.device) for _ in range(2))
     sizes = size.tolist()
     for group in _groups(sizes):
-        who = torch.tensor(group, device=x.device)
-        params = task.layout.views(x[who])
+        who = torch.tensor(group, device=task.device)
+        params = task.layout.views(models(who).contiguous())
         for start in range(0, sizes[group[-1]], EXAMPLES // len(group)):
             stop = min(start + EXAMPLES // len(group), sizes[group[-1]])
-            position = torch.arange(start, stop, device=x.device)
+            position = torch.arange(start, stop, device=task.device)
             counted = position < size[who, None]  # [m, b]
             pool = rows[first[who, None] + torch.where(counted, position, 0)]  # padding is a client's first example
 

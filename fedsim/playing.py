@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.events import Absent, Clients, Event, Failed, Finished, Measured, Played, Timed
@@ -58,7 +59,7 @@ def start(
 ) -> Run:  # fmt: skip
     """A run at its first model, or where it was when it was saved. `alone` holds, by seed, how the clients fare by
     themselves, as far as that is known; `engine` is for a strategy that owns its loop."""
-    from fedsim import keyed, ledger
+    from fedsim import curricula, keyed, ledger
     from fedsim.simulation import begin, dropping, first_model, rounds
 
     seed = world.seed
@@ -66,14 +67,15 @@ def start(
         from fedsim.flower import stock
 
         steps = stock.steps(
-            strategy, world.task, world.schedule, entry.local, seed=seed, engine=engine,
+            strategy, curricula.arranged(world.task, entry.local.curriculum, seed), world.schedule, entry.local,
+            seed=seed, engine=engine,
             objective=experiment.task.objective,
         )  # fmt: skip
         first = first_model(world.task, seed)
         return Run(world, steps, tell(experiment, world, entry, None, first, alone), 0, (entry.label, seed), None)
     progress = Progress(begin(strategy, world.task, seed=seed, p=world.p, init=experiment.task.init))
     bytes = weight(progress.state, int((world.rates > 0).sum()))
-    if experiment.run.ledger and strategy.linear:
+    if experiment.run.ledger and strategy.twin().linear:
         progress.book = ledger.Book(strategy, world.p, world.rates, keyed.seed(seed, "strategy"))
     if since is not None:
         since.restore(entry.label, seed, progress)
@@ -136,7 +138,8 @@ def tell(
             done = so_far.done
             due = (done % every == 0 or done == rounds) and not goes_on
             if due:
-                metrics, figures = evaluate(experiment, world, entry, model, book)
+                whose = own(strategy, so_far.state, model)
+                metrics, figures, tuned = evaluate(experiment, world, entry, model, book, done, whose, strategy)
                 if done:
                     if k:
                         metrics["local_loss"] = float(losses.double().mean())
@@ -189,7 +192,8 @@ def tell(
         return
     summary = None
     if figures is not None:
-        table = clients.table(world.task, world.schedule, figures, world.p, None if book is None else book.shares())
+        shares = None if book is None else book.shares()
+        table = clients.table(world.task, world.schedule, figures, world.p, shares, tuned)
         said = Clients(entry.label, seed, table)
         clock = time.perf_counter()
         yield said
@@ -240,33 +244,59 @@ def trains_alone(entry: Entry) -> bool:
     return isinstance(getattr(core(entry.strategy), "mixing", None), Alone)
 
 
+def own(strategy: Any, state: Any, model: Tensor) -> Callable[[Tensor], Tensor]:
+    """The clients' own models: from who [k] to theirs [k, P]."""
+    if strategy is not None:
+        return functools.partial(strategy.own, state)
+    return lambda who: model.expand(len(who), -1)
+
+
 def evaluate(
-    experiment: Experiment, world: World, entry: Entry, model: Tensor, book: Book | None
-) -> tuple[dict[str, float], PerClient | None]:
-    """All metrics of a model, and how every client fares where it is measured."""
-    from fedsim import clients, measure
+    experiment: Experiment, world: World, entry: Entry, model: Tensor, book: Book | None, done: int,
+    whose: Callable[[Tensor], Tensor], strategy: Any,
+) -> tuple[dict[str, float], PerClient | None, PerClient | None]:  # fmt: skip
+    """All metrics of a model after `done` rounds, and how every client fares, as it is and fine-tuned, where that is
+    measured. Clients with models of their own are measured, and the objective is found, with these."""
+    from fedsim import clients, finetune, measure
+    from fedsim.engine import Loop, Stacked
 
     metrics = measure.evaluate(world.task, model, world.nodes)
     figures: PerClient | None = None
+    tuned: PerClient | None = None
+    personal = strategy is not None and strategy.personal
+    used = whose if personal else model
     off = None if book is None else book.distance()
     if off is not None:
         metrics["weight_distance"] = off
     if experiment.run.eval_train:
-        figures, losses = measure.per_client_and_training(world.task, model)
+        figures, losses = measure.per_client_and_training(world.task, used)
         metrics["train_objective"] = float(world.p @ losses)
         shares = None if book is None else book.shares()
         if shares is not None:
             metrics["implied_objective"] = float(shares @ losses)
         if experiment.run.optimum:
+            if personal:
+                raise ValueError("the minimum is of one model for all, and here clients have their own; unset optimum")
             best, x = minimum(world, entry.local.weight_decay), one(model)
             value = metrics["train_objective"] + entry.local.weight_decay / 2 * float(x @ x)
             metrics["suboptimality"] = value - best.value
             metrics["distance_to_optimum"] = float((x - best.x).norm())
-    elif world.task.held is not None:
-        figures = measure.per_client(world.task, model)
+    elif world.task.held is not None or experiment.finetune is not None or experiment.personal:
+        figures = measure.per_client(world.task, used)
     if figures is not None:
         metrics |= clients.metrics(figures, world.p.cpu().numpy(), world.rates)
-    return metrics, figures
+        if experiment.personal:  # what there is to compare then: of a common model as of own ones
+            metrics |= {
+                f"personal_{n}": metrics[f"client_{n}"] for n in ("accuracy", "loss") if f"client_{n}" in metrics
+            }
+    if experiment.finetune is not None:
+        engine = Loop() if experiment.run.engine == "loop" else Stacked(experiment.run.chunk or 1)
+        rule, task = experiment.finetune, world.task
+        after = finetune.tuned(task, whose, rule, entry.local, engine, seed=world.seed, t=done)
+        tuned = measure.per_client(task, after)
+        found = clients.metrics(tuned, world.p.cpu().numpy(), world.rates)
+        metrics |= {f"tuned_{name}": value for name, value in found.items()}
+    return metrics, figures, tuned
 
 
 def one(model: Tensor) -> Tensor:

@@ -15,8 +15,17 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+
+
+@dataclass(frozen=True)
+class Family:
+    """Marks a field for a family of `fedsim.experiment.settings` whose members share no base class:
+    Annotated[Any, Family("data")]."""
+
+    word: str
 
 
 def is_dotted(name: str) -> bool:

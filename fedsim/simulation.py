@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim import keyed
+from fedsim import curricula, keyed
 from fedsim.engine.plan import Job
 from fedsim.strategy import GossipStrategy, Round, Strategy, Traffic, complete, core, scrutinise
 from fedsim.weights import Scheduled
@@ -113,6 +113,7 @@ def rounds(
         raise ValueError(f"schedule has {schedule.n} clients but the task has {task.n}; draw it with n={task.n}")
     strategy = prepare(strategy, task, schedule)
     state = begin(strategy, task, seed=seed, p=p, init=init) if state is None else state
+    task = curricula.arranged(task, local.curriculum, seed)
     for now in range(t, len(schedule)):
         state, round = yield from turn(task, strategy, local, schedule[now], state, now, seed)
         model = strategy.model(state)

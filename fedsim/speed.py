@@ -38,7 +38,7 @@ class Meter:
 
     def played(self, t: int, who: Tensor) -> None:
         """In round t these clients [k] trained and answered."""
-        steps, examples = work(self._task, self._local, self._schedule[t], who)
+        steps, examples = work(self._task, self._local, self._schedule[t], who, t)
         self.steps, self.examples = self.steps + steps, self.examples + examples
 
     def told(self, training: float) -> dict[str, Any]:
@@ -65,11 +65,12 @@ class Meter:
         }
 
 
-def work(task: Task, local: LocalSGD, row: Row, who: Tensor) -> tuple[int, int]:
-    """How many steps the clients `who` [k] took in a round, and how many examples were in these."""
+def work(task: Task, local: LocalSGD, row: Row, who: Tensor, t: int = 0) -> tuple[int, int]:
+    """How many steps the clients `who` [k] took in round t, and how many examples were in these."""
     share = {} if bool((row.effort == 1).all()) else dict(zip(row.chosen.tolist(), row.effort.tolist(), strict=True))
     steps = examples = 0
-    for (size, effort), many in Counter((task.sizes[i], share.get(i, 1.0)) for i in who.tolist()).items():
+    each = ((local.used(task.sizes[i], t), share.get(i, 1.0)) for i in who.tolist())
+    for (size, effort), many in Counter(each).items():
         taken = local.count(size, effort)
         epochs, rest = divmod(taken, local.batches(size))
         steps += many * taken

@@ -123,6 +123,11 @@ class Strategy(ABC):
         x: Tensor = state.x
         return x
 
+    def own(self, state: Any, who: Tensor) -> Tensor:
+        """The models [k, P] that the clients `who` [k] use themselves: what is evaluated, in gossip each its node's."""
+        x = self.model(state)
+        return x[who] if x.ndim == 2 else x.expand(len(who), -1)
+
     @abstractmethod
     def traffic(self, state: Any, round: Round) -> Traffic:
         """What the round cost, told of the state after it."""
@@ -130,6 +135,15 @@ class Strategy(ABC):
     def objections(self, local: LocalSGD, participation: Participation | None = None) -> list[Objection]:
         """What speaks against running with this local training, and this participation where it is known."""
         return []
+
+    def twin(self) -> Strategy:
+        """The strategy that `fedsim.ledger` follows in place of this one: without what clients keep to themselves."""
+        return self
+
+    @property
+    def personal(self) -> bool:
+        """Whether clients of a server have models of their own (`own`), which they are measured with."""
+        return False
 
     @property
     def linear(self) -> bool:
@@ -235,11 +249,21 @@ class Wrapper(Strategy):
     def model(self, state: Any) -> Tensor:
         return self.inner.model(self.within(state))
 
+    def own(self, state: Any, who: Tensor) -> Tensor:
+        return self.inner.own(self.within(state), who)
+
     def traffic(self, state: Any, round: Round) -> Traffic:
         return self.inner.traffic(self.within(state), round)
 
     def objections(self, local: LocalSGD, participation: Participation | None = None) -> list[Objection]:
         return self.inner.objections(local, participation)
+
+    def twin(self) -> Strategy:
+        return replace(self, inner=self.inner.twin())
+
+    @property
+    def personal(self) -> bool:
+        return self.inner.personal
 
     @property
     def linear(self) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from fedsim.curricula import Curriculum
     from fedsim.data import Dataset
     from fedsim.data.augment import Augment
     from fedsim.data.partition import Partition, Parts
@@ -99,6 +100,7 @@ class Task:
     std: Tensor | None = field(default=None, repr=False)
     moved: int = 0  # examples given to clients the partition had left empty
     held: Held | None = field(default=None, repr=False)  # for testing only, never in `rows`; None: nothing is held out
+    curriculum: Curriculum | None = None  # the order of every client's rows; None: the partition's
     augment: Augment | None = None  # (normalised inputs [b, ...], key) -> [b, ...], in training only
 
     def __post_init__(self) -> None:

@@ -525,7 +525,7 @@ def test_every_name_can_be_written_and_read(family: str) -> None:
     """All defaults of everything that can be named survive a round trip through a table."""
     for name, cls in settings.names(family).items():
         needs = {key: 3 for key, s in settings.settings_of(cls).items() if s.default is dataclasses.MISSING}
-        given = {"probabilities": 0.5, "of": "everyone", "file": "f.npz"}
+        given = {"probabilities": 0.5, "of": "everyone", "file": "f.npz", "at": [3]}
         needs |= {key: value for key, value in given.items() if key in needs}
         made = settings.build(family, {"name": name, **needs}, (family,), Path())
         table = writing.dump(made)

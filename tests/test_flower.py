@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,18 @@ from fedsim.strategies import (
     SCAFFOLD,
     SCAFFOLDM,
     SCAFFOLDMVR,
+    FedAdagrad,
     FedAdam,
     FedAU,
     FedAvg,
+    FedAvgM,
     FedProx,
     FedStale,
     FedVARP,
+    FedYogi,
     MimeLite,
+    Personal,
+    ServerLR,
     VarianceCorrection,
 )
 from fedsim.strategy import Round, ServerStrategy, Strategy, Work
@@ -179,6 +185,7 @@ STRATEGIES = [
     FedProx(mu=0.3),
     FedProx(inner=FedAdam(inner=MIFA())),
     FedAdam(),
+    ServerLR(FedYogi(FedAvgM(MIFA()))),
     Curious(),
 ]
 
@@ -190,6 +197,14 @@ def test_equals_the_native_loop_bit_for_bit(task: Task, schedule: Schedule, stra
     assert torch.equal(flower.strategy.model(flower.state), last.model)
     for ours, theirs in zip(leaves(flower.state), leaves(last.state), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_parts_that_clients_keep_equal_the_native_loop_s(task: Task, schedule: Schedule) -> None:
+    strategy = Personal(MIFA(), layout=task.layout)
+    flower, last = through_flower(task, strategy, schedule), native(task, strategy, schedule)
+    who = torch.arange(N)
+    assert torch.equal(strategy.own(flower.state, who), strategy.own(last.state, who))
+    assert not torch.equal(strategy.own(flower.state, who[:1]), strategy.own(flower.state, who[1:2]))
 
 
 def test_a_uniform_objective(task: Task, schedule: Schedule) -> None:
@@ -433,12 +448,16 @@ def sometimes(t: int, i: int) -> bool:
     [
         (FedAvg(), stock.FedAvg),
         (FedAdam(lr=0.1, beta1=0.9, beta2=0.99, tau=1e-3, bias_correction=True), stock.FedAdam),
+        (FedAdagrad(), stock.FedAdagrad),
+        (FedYogi(), stock.FedYogi),
+        (FedAvgM(lr=0.5, momentum=0.9), partial(stock.FedAvgM, server_learning_rate=0.5, server_momentum=0.9)),
+        (FedAvgM(momentum=0.0), stock.FedAvgM),
     ],
-    ids=["FedAvg", "FedAdam"],
+    ids=["FedAvg", "FedAdam", "FedAdagrad", "FedYogi", "FedAvgM", "FedAvgM by default"],
 )
 @pytest.mark.parametrize("present", [lambda t, i: True, sometimes], ids=["everyone", "sometimes"])
 def test_equals_flower_s_own_aggregation(
-    ours: Strategy, theirs: type[stock.FedAvg], present: Callable[[int, int], bool]
+    ours: Strategy, theirs: Callable[..., stock.FedAvg], present: Callable[[int, int], bool]
 ) -> None:
     """On the same replies, whose numbers of examples are learned as clients are heard for the first time."""
     mine = FlowerStrategy(ours).start(Lossy(stock_app(), N, present), stock_arrays(), num_rounds=5)

@@ -18,6 +18,7 @@ from helpers import close, contents, copied, drive, everyone, models, round_of, 
 from torch import Tensor
 
 from fedsim import ServerStrategy, Strategy, Work, Wrapper, compress, mixing, strategies, weights
+from fedsim.lr_schedules import Inverse
 from fedsim.rows import Rows
 from fedsim.strategies import (
     D2,
@@ -32,15 +33,18 @@ from fedsim.strategies import (
     BufferedGossip,
     CAFed,
     ChocoSGD,
+    ClientCurriculum,
     ClusterFedVARP,
     DecentLaM,
     DeltaSum,
     DmSGD,
     EpidemicLearning,
     ExactDiffusion,
+    FedAdagrad,
     FedAdam,
     FedAU,
     FedAvg,
+    FedAvgM,
     FedAvgMVR,
     FedAWE,
     FedCM,
@@ -49,19 +53,24 @@ from fedsim.strategies import (
     FedProx,
     FedStale,
     FedVARP,
+    FedYogi,
     GainCorrection,
     GeneralizedFedAvg,
     GossipPGA,
     GradientTracking,
     MaxNormSync,
     MimeLite,
+    Personal,
     QGDSGDm,
     RandomWalk,
     RelaySGD,
+    ServerLR,
     VarianceCorrection,
 )
+from fedsim.strategies.fedopt import Adaptive
 from fedsim.strategies.fedstale import best
 from fedsim.strategy import Traffic, core
+from fedsim.task import Layout
 from fedsim.testing.laws import (
     SINGLE_TOO,
     STRATEGY_LAWS,
@@ -84,6 +93,7 @@ from fedsim.testing.laws import (
 from fedsim.testing.stage import LOCAL, SCRIPT, Stage, changed, is_gossip
 from fedsim.weights import Intervals, total
 
+HALVES = Layout(("body", "head"), (torch.Size([5]), torch.Size([3])))
 TREE = nx.Graph([(0, 1), (1, 2), (1, 3), (3, 4), (3, 5)])
 PRESENCE = SCRIPT
 DOUBLE, SINGLE = Stage(), Stage(dtype=torch.float32)
@@ -147,6 +157,20 @@ def table() -> dict[str, Strategy]:
         "FedAdam corrected": FedAdam(bias_correction=True),
         "FedAdam FedProx MIFA": FedAdam(FedProx(MIFA(), mu=0.1)),
         "FedAdam FedAdam SCAFFOLD": FedAdam(FedAdam(SCAFFOLD())),
+        "FedAdagrad FedAU": FedAdagrad(FedAU(), initial=1e-6),
+        "FedYogi MIFA": FedYogi(MIFA()),
+        "FedAvgM 0": FedAvgM(momentum=0.0),
+        "FedAvgM MIFA": FedAvgM(MIFA(), lr=0.3),
+        "FedAvgM FedStale nesterov": FedAvgM(FedStale(), lr=0.3, momentum=0.5, nesterov=True),
+        "FedAvgM FedProx SCAFFOLD": FedAvgM(FedProx(SCAFFOLD(), mu=0.1), lr=0.5),
+        "Personal nothing": Personal(keep=()),
+        "Personal nothing FedStale": Personal(FedStale(skip_empty=True), keep=()),
+        "Personal half": Personal(layout=HALVES),
+        "FedProx Personal SCAFFOLD": FedProx(Personal(SCAFFOLD(), layout=HALVES), mu=0.1),
+        "FedAdam Personal FedAU": FedAdam(Personal(FedAU(), layout=HALVES)),
+        "ClientCurriculum all MIFA": ClientCurriculum(MIFA(), start=1.0),
+        "ServerLR fading": ServerLR(FedAvg(), Inverse(0.5)),
+        "ServerLR FedAU": ServerLR(FedAU(), Inverse(0.5)),
         "FedAdam FedAU": FedAdam(FedAU(cutoff=3)),
         "FedProx FedStale": FedProx(FedStale(beta=0.3, weights=weights.Known()), mu=0.1, stragglers="drop"),
         "FedAdam SCAFFOLDM": FedAdam(SCAFFOLDM(beta=0.5)),
@@ -276,15 +300,16 @@ def is_the_general_rule(strategy: Any, stage: Stage) -> None:
 
 def empty_move(strategy: Any, state: Any) -> Tensor | float | None:
     """What the mathematics says x moves by when nobody is present; None: not known."""
-    if isinstance(strategy, FedAdam):
+    if isinstance(strategy, Adaptive):
         inner = empty_move(strategy.inner, state.inner)
         assert inner is not None
         m = strategy.beta1 * state.m + (1 - strategy.beta1) * inner
-        v = strategy.beta2 * state.v + (1 - strategy.beta2) * inner**2
-        t, lr = state.steps + 2, strategy.lr
-        if strategy.bias_correction:
-            lr = lr * (1 - strategy.beta2**t) ** 0.5 / (1 - strategy.beta1**t)
-        return lr * m / (v**0.5 + strategy.tau)
+        v = strategy.second(state.v, torch.as_tensor(inner, dtype=state.v.dtype) ** 2)
+        return strategy.rate(state.steps + 1) * m / (v**0.5 + strategy.tau)
+    if isinstance(strategy, FedAvgM):
+        inner, beta = empty_move(strategy.inner, state.inner), strategy.momentum
+        assert inner is not None
+        return strategy.lr * (inner + beta * (beta * state.v + inner) if strategy.nesterov else beta * state.v + inner)
     if isinstance(strategy, Wrapper):
         return empty_move(strategy.inner, state.inner)
     if isinstance(strategy, MIFA):
@@ -365,6 +390,8 @@ BOTH = (*SINGLE_TOO, everyone_is_fedavg, traffic_counts_what_is_sent)
 
 # law, which strategies, why it does not hold for them
 ADAM = "the server takes Adam's step, not FedAvg's"
+KEPT = "clients keep a part to themselves, which no move of the server's reaches; with nothing kept the law holds"
+HEAVY = "the server's momentum goes on pushing; with momentum 0 it is FedAvg"
 PULL = "μ > 0 pulls the local steps; with μ = 0 the law holds"
 DRIFT = "corrects the local steps by control variates from the second round on"
 LOCALLY = "averages with the neighbours only; on the complete graph, atc, the law holds"
@@ -386,7 +413,19 @@ ITS_OWN = "asks whom it picks, not whom the schedule chose; where all available 
 LEARNS = "weighs by rates that it still learns; started from the right ones the law holds"
 LEAVES_OUT = "leaves clients out; with c large enough the law holds"
 WAIVED: tuple[tuple[Law, str, str], ...] = (
-    (everyone_is_fedavg, "FedAdam*", ADAM),
+    *((everyone_is_fedavg, name, ADAM) for name in ("FedAdam*", "FedAdagrad*", "FedYogi*")),
+    *((everyone_is_fedavg, name, HEAVY) for name in ("FedAvgM", "FedAvgM ?*[A-Za-z]*")),
+    *(
+        (law, name, KEPT)
+        for law in (
+            everyone_is_fedavg,
+            a_wrapper_around_it_changes_nothing,
+            the_ledger_is_exact,
+            traffic_counts_what_is_sent,
+        )
+        for name in ("Personal", "Personal half", "FedProx Personal*", "FedAdam Personal*")
+    ),
+    (everyone_is_fedavg, "ServerLR ?*", "the server's learning rate is not 1"),
     (everyone_is_fedavg, "FedProx", PULL),
     (everyone_is_fedavg, "FedProx SCAFFOLD", DRIFT),
     *((everyone_is_fedavg, name, DRIFT) for name in ("SCAFFOLD", "SCAFFOLD I", "SCAFFOLD both", "SCAFFOLDM*")),
@@ -441,7 +480,7 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
     (absent_clients_data_do_not_matter, "*BufferedGossip*", REACHABLE),
     (traffic_counts_what_is_sent, "*BufferedGossip*", REACHABLE),
     (a_wrapper_around_it_changes_nothing, "*BufferedGossip*", "what lies in the buffers is not moved along"),
-    (the_ledger_is_exact, "FedAdam*", DEPENDS),
+    *((the_ledger_is_exact, name, DEPENDS) for name in ("FedAdam*", "FedAdagrad*", "FedYogi*")),
     (the_ledger_is_exact, "*VarianceCorrection*", DEPENDS),
     (the_ledger_is_exact, "FedStale auto*", DEPENDS),
     (the_ledger_is_exact, "FedAWE clip", DEPENDS),
@@ -449,7 +488,13 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
         (law, pattern, reason)
         for law in (beta_0_is_fedavg, beta_1_is_mifa, is_the_general_rule)
         for pattern, reason in (
-            ("FedAdam*", ADAM),
+            *((name, ADAM) for name in ("FedAdam*", "FedAdagrad*", "FedYogi*", "ServerLR*")),
+            ("FedAvgM*", HEAVY),
+            (
+                "ClientCurriculum" if law is beta_1_is_mifa else "ClientCurriculum*",
+                "changes who is asked, not the rule",
+            ),
+            ("Personal*", "changes who has which part, not the rule"),
             ("FedProx", PULL if law is beta_1_is_mifa else "changes the local steps, not the rule"),
             ("FedProx ?*", "changes the local steps, not the rule"),
             ("SCAFFOLD*", "keeps gradients, not updates: no case of the rule"),
@@ -493,6 +538,10 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
     (traffic_counts_what_is_sent, "CAFed", "who is left out sends its loss only"),
     (traffic_counts_what_is_sent, "CAFed estimate", "who is left out sends its loss only"),
     (relabelling_clients_relabels_the_state, "*F3AST*", "breaks ties by number"),
+    (relabelling_clients_relabels_the_state, "ClientCurriculum", "breaks ties by number"),
+    (everyone_is_fedavg, "ClientCurriculum", ITS_OWN),
+    (absent_clients_data_do_not_matter, "ClientCurriculum", ITS_OWN),
+    (who_does_not_answer_was_absent, "ClientCurriculum", ITS_OWN),
     (absent_clients_data_do_not_matter, "*F3AST*", ITS_OWN),
     (who_does_not_answer_was_absent, "*F3AST*", ITS_OWN),
     (beta_0_is_fedavg, "FedAvg", "has no β: it is the right-hand side"),

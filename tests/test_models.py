@@ -104,7 +104,7 @@ def test_summaries(name):
     ("arguments", "settings", "text"),
     [
         (("lenet", GREY, 10), {}, "did you mean 'lenet5'"),
-        (("zzz", GREY, 10), {}, "known: fedau-cnn, lenet5"),
+        (("zzz", GREY, 10), {}, "known: fedau-cnn, fedpara, lenet5"),
         (("mlp", GREY, 10), {"hiden": (3,)}, "no setting 'hiden'; did you mean 'hidden'"),
         (("logistic", GREY, 10), {"hidden": (3,)}, "no setting 'hidden'"),
         (("mlp", GREY, 10), {"hidden": (0,)}, "at least 1"),

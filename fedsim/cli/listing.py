@@ -9,9 +9,9 @@ import typer
 from fedsim.cli.base import app
 
 KINDS = ("strategies", "weights", "mixing", "participation", "probabilities", "topologies", "data", "models",
-         "partitions", "lr-schedules", "compressors")  # fmt: skip
+         "partitions", "lr-schedules", "compressors", "curricula")  # fmt: skip
 _FAMILY = {"strategies": "strategy", "models": "model", "partitions": "partition", "lr-schedules": "lr-schedule",
-           "compressors": "compressor"}  # fmt: skip
+           "compressors": "compressor", "curricula": "curriculum"}  # fmt: skip
 
 
 @app.command(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedsim import keyed
-from fedsim.engine.plan import Answer, counts, refuse, spans, width
+from fedsim.engine.plan import Answer, counts, refuse, sizes, spans, width
 from fedsim.engine.stacked import EXAMPLES, is_number, per_client
 from fedsim.strategy import Work
 
@@ -29,7 +29,8 @@ class Loop:
 
         refuse(work, local)
         k = len(who)
-        steps = counts(task, who, local, effort)
+        steps = counts(task, who, local, effort, t)
+        used = sizes(task, who, local, t)
         delta = torch.empty_like(work.start, memory_format=torch.contiguous_format)
         loss = torch.empty(k, dtype=task.dtype, device=delta.device)
         told: dict[str, list[Tensor]] = {name: [] for name in work.ask if name != "velocity" or local.momentum}
@@ -49,7 +50,7 @@ class Loop:
             raw = torch.zeros_like(y) if "mean-gradient" in told else None
             lost, seen = torch.zeros((), dtype=task.dtype, device=y.device), 0
             for s in range(steps[j]):
-                here = batch_rows(task, local, mine, keys[j], s)
+                here = batch_rows(task, local, mine[: used[j]], keys[j], s)
                 g, value = slope_of(task, y, here, keyed.fold(keys[j], "step", s))
                 lost, seen = lost + value * len(here), seen + len(here)
                 if local.clip is not None:

@@ -47,10 +47,22 @@ class Engine(Protocol):
     ) -> Answer: ...  # fmt: skip
 
 
-def counts(task: Task, who: Tensor, local: LocalSGD, effort: Tensor | None) -> list[int]:
-    """Steps of every client of the cohort [k], on the host."""
+def sizes(task: Task, who: Tensor, local: LocalSGD, t: int) -> list[int]:
+    """How many of its examples each client [k] trains on in round t, on the host."""
+    if local.curriculum is None:
+        return [task.sizes[i] for i in who.tolist()]
+    if task.curriculum != local.curriculum:
+        raise ValueError(
+            "the local training has a curriculum and the task's examples are not in its order; give it"
+            " curricula.arranged(task, local.curriculum, seed), as simulate does"
+        )
+    return [local.used(task.sizes[i], t) for i in who.tolist()]
+
+
+def counts(task: Task, who: Tensor, local: LocalSGD, effort: Tensor | None, t: int = 0) -> list[int]:
+    """Steps of every client of the cohort [k] in round t, on the host."""
     share = [1.0] * len(who) if effort is None else effort.tolist()
-    return [local.count(task.sizes[i], e) for i, e in zip(who.tolist(), share, strict=True)]
+    return [local.count(size, e) for size, e in zip(sizes(task, who, local, t), share, strict=True)]
 
 
 def deal(steps: Sequence[int], many: int) -> list[list[int]]:
@@ -73,7 +85,7 @@ def spans(local: LocalSGD, steps: list[int], t: int, work: Work) -> Tensor | Non
     worth = {s: local.span(s, t, work.mu) for s in set(steps)}
     span = torch.tensor([worth[s] for s in steps], dtype=work.start.dtype).to(work.start.device)
     scale = work.scale
-    return span * (scale.reshape(-1) if hasattr(scale, "reshape") else scale)
+    return span * (scale if isinstance(scale, (int, float)) else scale.amax(-1))  # entries that stand still have 0
 
 
 def minibatches(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.engine import rooms, workers
-from fedsim.engine.plan import Answer, Job, counts, deal, minibatches, refuse, spans, width
+from fedsim.engine.plan import Answer, Job, counts, deal, minibatches, refuse, sizes, spans, width
 from fedsim.strategy import Work
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class Stacked:
         import torch
 
         task, local = jobs[0].task, jobs[0].local
-        each = [counts(job.task, job.who, job.local, job.effort) for job in jobs]
+        each = [counts(job.task, job.who, job.local, job.effort, job.t) for job in jobs]
+        used = [size for job in jobs for size in sizes(job.task, job.who, job.local, job.t)]
         steps = list(itertools.chain.from_iterable(each))
         rates = [one.local.lr_at(one.t) for one in jobs for _ in one.who]
         bank, at_bank = starts(jobs)
@@ -79,9 +80,9 @@ class Stacked:
         raw = torch.zeros_like(delta) if any("mean-gradient" in one.work.ask for one in jobs) else None
         second = None if jobs[0].work.other is None else second_of(jobs)
         cohort = Cohort(
-            task, local, is_plain(jobs[0]), steps, joined([one.who for one in jobs]).to(task.device),
-            joined([one.keys for one in jobs]), bank, at_bank, merged(jobs),
-            torch.tensor(rates, dtype=task.dtype).to(task.device), velocity, delta,
+            task, local, is_plain(jobs[0]), steps, torch.tensor(used, dtype=torch.int64).to(task.device),
+            joined([one.who for one in jobs]).to(task.device), joined([one.keys for one in jobs]), bank, at_bank,
+            merged(jobs), torch.tensor(rates, dtype=task.dtype).to(task.device), velocity, delta,
             torch.zeros(len(steps), dtype=task.dtype, device=task.device), last_velocity, raw, second,
         )  # fmt: skip
         dealt = workers.shares(steps, self.chunk, task.device)
@@ -146,8 +147,8 @@ class Stacked:
             cut = slice(begin, min(begin + SEGMENT, lanes.length))
             here = clients[:, cut]
             place, counted, step_keys = minibatches(
-                cohort.keys[job[:, cut]], task.size[here], task.first[here], tau[:, cut].clamp(min=0), active[:, cut],
-                batch,
+                cohort.keys[job[:, cut]], cohort.sizes[job[:, cut]], task.first[here], tau[:, cut].clamp(min=0),
+                active[:, cut], batch,
             )  # fmt: skip
             pool = task.rows[place]  # [c, S, b]
             count = counted.sum(-1)  # [c, S]
@@ -237,6 +238,7 @@ class Cohort(NamedTuple):
     local: LocalSGD
     plain: bool  # see `is_plain`
     steps: list[int]  # [K]
+    sizes: Tensor  # [K]     how many of its examples each trains on
     who: Tensor  # [K]     whose examples
     keys: Tensor  # [K]
     bank: Tensor  # [m, P]  where they begin: distinct models,

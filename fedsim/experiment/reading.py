@@ -26,12 +26,13 @@ from fedsim.experiment.settings import (
     unfit,
 )
 from fedsim.experiment.tables import Entry, Experiment, RunTable, TaskTable, Topology
+from fedsim.finetune import FineTune
 from fedsim.local import LocalSGD
 from fedsim.mixing import Mixing
 from fedsim.participation import Everyone, Participation
 from fedsim.strategy import GossipStrategy, Strategy, core, scrutinise
 
-KEYS = ("name", "base", "task", "participation", "local", "strategy", "run", "tune")
+KEYS = ("name", "base", "task", "participation", "local", "strategy", "run", "finetune", "tune")
 ENTRY_KEYS = ("name", "label", "local", "topology", "tune")
 
 
@@ -109,7 +110,10 @@ def parse(document: Mapping[str, Any], base: Path = Path(), name: str = "experim
     entries = tuple(_entry(table, i, base, local) for i, table in enumerate(_strategies(document)))
     if "clients" not in _table(document, "task"):
         task = dataclasses.replace(task, clients=_clients(entries, task.clients))
-    experiment = Experiment(name, entries, local, task, participation, run, base, document)
+    tune = None
+    if "finetune" in document:
+        tune = instance(FineTune, _table(document, "finetune"), ("finetune",), base)
+    experiment = Experiment(name, entries, local, task, participation, run, base, document, tune)
     check(experiment)
     return _tuned(experiment, document, base, local)
 

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedsim import resolve
+from fedsim.resolve import Family
 
 Place = tuple[str | int, ...]  # where in the file: ("strategy", 0, "weights")
 
@@ -39,7 +40,8 @@ FAMILIES: dict[str, tuple[str, str]] = {  # word -> module, table of names
     "data": ("fedsim.data", "NAMES"),
     "partition": ("fedsim.data.partition", "NAMES"),
     "model": ("fedsim.models", "NAMES"),
-    "lr-schedule": ("fedsim.local", "SCHEDULES"),
+    "curriculum": ("fedsim.curricula", "NAMES"),
+    "lr-schedule": ("fedsim.lr_schedules", "SCHEDULES"),
 }
 
 
@@ -62,13 +64,6 @@ def unfit(value: Any, place: Place, text: str, key: str | None = None, lists: bo
     if isinstance(value, list) and value and not lists:
         return Several(place, text, key)
     return Mistake(place, text, key)
-
-
-@dataclass(frozen=True)
-class Family:
-    """Marks a field for a family whose members share no base class: Annotated[Any, Family("data")]."""
-
-    word: str
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import tomli_w
 from fedsim.data import Digits
 from fedsim.data.partition import Dirichlet
 from fedsim.experiment.bundled import Bundled
-from fedsim.experiment.settings import Family
 from fedsim.experiment.writing import dump, dump_settings
+from fedsim.finetune import FineTune
 from fedsim.local import LocalSGD
 from fedsim.models import MLP
 from fedsim.participation import Everyone, Participation
-from fedsim.resolve import is_dotted
+from fedsim.resolve import Family, is_dotted
 from fedsim.strategy import Strategy, complete
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ class Experiment:
     run: RunTable = RunTable()
     base: Path = Path()
     given: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what the file said
+    finetune: FineTune | None = None  # before clients are measured; None: they are measured as they are
     tuning: Tuning | None = field(default=None, repr=False)  # what is to be tried first; None: settings are as they are
 
     def __post_init__(self) -> None:
@@ -160,6 +161,11 @@ class Experiment:
             )
         if self.run.optimum and not self.run.eval_train:
             raise ValueError("[run] optimum needs the training objective: set eval-train = true")
+
+    @property
+    def personal(self) -> bool:
+        """Whether clients of some strategy have models of their own, so that the comparison is about these."""
+        return any(getattr(entry.strategy, "personal", False) for entry in self.entries)
 
     def settled(self, **run: Any) -> Experiment:
         """The same with parts of [run] decided: the device found, the number of threads."""
@@ -182,6 +188,8 @@ class Experiment:
         out["local"] = _dump_local(self.local, self.given.get("local"))
         out["strategy"] = [self._dump_entry(entry) for entry in self.entries]
         out["run"] = dump_settings(self.run)
+        if self.finetune is not None:
+            out["finetune"] = dump_settings(self.finetune)
         if self.tuning is not None:
             from fedsim.experiment.tuning import listed
 
@@ -201,8 +209,9 @@ class Experiment:
             out["topology"] = {"name": entry.topology.name, **entry.topology.parameters}
         if entry.local != self.local:
             out["local"] = _dump_local(entry.local, entry.given.get("local"))
-            if entry.local.clip is None and self.local.clip is not None:
-                out["local"]["clip"] = math.inf
+            for name in ("clip", "curriculum"):  # inf: none, where [local] has one
+                if getattr(entry.local, name) is None and getattr(self.local, name) is not None:
+                    out["local"][name] = math.inf
         return out
 
 

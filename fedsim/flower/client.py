@@ -166,7 +166,7 @@ def trained(task: Task, local: LocalSGD, engine: Engine, i: int, content: Record
         "num-examples": task.sizes[i],
         "loss": float(answer.loss[0]),
         "train_loss": float(answer.loss[0]),  # as Flower's QFedAvg calls it
-        "steps": local.count(task.sizes[i], effort),
+        "steps": local.count(local.used(task.sizes[i], t), effort),
         "lr": float(local.lr_at(t)),
     }
     if answer.span is not None:
@@ -236,7 +236,7 @@ def trained_many(task: Task, local: LocalSGD, engine: Engine, context: Context, 
         "num-examples": [task.sizes[i] for i in there],
         "loss": loss,
         "train_loss": loss,
-        "steps": [local.count(task.sizes[i], effort[i]) for i in there],
+        "steps": [local.count(local.used(task.sizes[i], t), effort[i]) for i in there],
         "lr": float(local.lr_at(t)),
     }
     if answer.span is not None:

@@ -282,7 +282,7 @@ class CohortGrid(OwnGrid):
                     "num-examples": task.sizes[i] if self.objective == "examples" else 1,
                     "loss": loss[j],
                     "train_loss": loss[j],
-                    "steps": self.local.count(task.sizes[i], efforts[at]),
+                    "steps": self.local.count(self.local.used(task.sizes[i], t), efforts[at]),
                     "lr": lr,
                 }
                 if span is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim import resolve
 from fedsim.models.basic import MLP, Logistic, Scalar
 from fedsim.models.convolutional import PFLCNN, FedAUCNN, LeNet5, McMahanCNN
+from fedsim.models.fedpara import Factored, FedPara, factored, fedpara
 from fedsim.models.first import fresh, is_seeded, parameters, seeded
 from fedsim.models.purity import Functional, check_pure, check_tokens, functional, pure
 from fedsim.models.resnet import ResNet18
@@ -28,7 +29,9 @@ __all__ = [
     "MLP",
     "NAMES",
     "PFLCNN",
+    "Factored",
     "FedAUCNN",
+    "FedPara",
     "Functional",
     "LeNet5",
     "Logistic",
@@ -39,6 +42,8 @@ __all__ = [
     "build",
     "check_pure",
     "check_tokens",
+    "factored",
+    "fedpara",
     "fresh",
     "functional",
     "parameters",
@@ -56,6 +61,7 @@ NAMES: dict[str, type] = {
     "resnet18": ResNet18,
     "transformer": Transformer,
     "scalar": Scalar,
+    "fedpara": FedPara,
 }
 
 

@@ -17,8 +17,8 @@ from fedsim.record import Measurement
 
 Run = tuple[str, int]  # strategy, seed
 
-# What a comparison is about, the first that was measured.
-PRIMARY = ("test_accuracy", "test_loss", "train_objective")
+# What a comparison is about, the first that was measured; personal: where clients of some strategy have own models.
+PRIMARY = ("personal_accuracy", "personal_loss", "test_accuracy", "test_loss", "train_objective")
 # Settings that the runs of a seed have to share to be a pair.
 SHARED = ("task", "participation", "run.rounds", "run.eval-every")
 

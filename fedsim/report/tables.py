@@ -31,6 +31,8 @@ __all__ = [
 TITLES = {
     "test_accuracy": "test accuracy",
     "test_loss": "test loss",
+    "personal_accuracy": "own accuracy",
+    "personal_loss": "own loss",
     "train_objective": "objective",
     "worst_class_accuracy": "worst class",
     "worst_decile_accuracy": "worst decile",
@@ -48,7 +50,7 @@ By = Mapping[str, Mapping[int, float]]  # values by strategy and seed
 def rank_table(
     *sources: str | Path | Results, metric: str | None = None, target: float | None = None, level: float = 0.95
 ) -> Table:
-    """Who stands where, by the mean of `metric` (left out: test accuracy, else test loss) over the last fifth of the
+    """Who stands where, by the mean of `metric` (left out: the first of `results.PRIMARY`) over the last fifth of the
     rounds, and what else there is to ask of a strategy.
 
     Strategies share places where their paired difference is not clear. `target` is a level of the metric; left out it

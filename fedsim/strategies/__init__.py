@@ -3,6 +3,7 @@
 from fedsim.strategies.buffered_gossip import BufferedGossip
 from fedsim.strategies.cafed import CAFed
 from fedsim.strategies.choco import ChocoSGD
+from fedsim.strategies.client_curriculum import ClientCurriculum
 from fedsim.strategies.cluster_fedvarp import ClusterFedVARP
 from fedsim.strategies.d2 import D2
 from fedsim.strategies.decentlam import DecentLaM
@@ -12,14 +13,15 @@ from fedsim.strategies.dpsgd import DPSGD
 from fedsim.strategies.epidemic import EpidemicLearning
 from fedsim.strategies.exact_diffusion import ExactDiffusion
 from fedsim.strategies.f3ast import F3AST
-from fedsim.strategies.fedadam import FedAdam
 from fedsim.strategies.fedau import FedAU
 from fedsim.strategies.fedavg import FedAvg
 from fedsim.strategies.fedavg_m_vr import FedAvgMVR
+from fedsim.strategies.fedavgm import FedAvgM
 from fedsim.strategies.fedawe import FedAWE
 from fedsim.strategies.fedcm import FedCM
 from fedsim.strategies.feddyn import FedDyn
 from fedsim.strategies.fednova import FedNova
+from fedsim.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fedsim.strategies.fedprox import FedProx
 from fedsim.strategies.fedstale import FedStale
 from fedsim.strategies.fedvarp import FedVARP
@@ -30,12 +32,14 @@ from fedsim.strategies.gradient_tracking import GradientTracking
 from fedsim.strategies.max_norm_sync import MaxNormSync
 from fedsim.strategies.mifa import MIFA
 from fedsim.strategies.mimelite import MimeLite
+from fedsim.strategies.personal import Personal
 from fedsim.strategies.qg_dsgdm import QGDSGDm
 from fedsim.strategies.random_walk import RandomWalk
 from fedsim.strategies.relaysum import RelaySGD
 from fedsim.strategies.scaffold import SCAFFOLD
 from fedsim.strategies.scaffold_m import SCAFFOLDM
 from fedsim.strategies.scaffold_m_vr import SCAFFOLDMVR
+from fedsim.strategies.server_lr import ServerLR
 from fedsim.strategies.sgp import SGP
 from fedsim.strategies.srrw import SRRW
 from fedsim.strategies.variance_correction import VarianceCorrection
@@ -53,6 +57,7 @@ __all__ = [
     "BufferedGossip",
     "CAFed",
     "ChocoSGD",
+    "ClientCurriculum",
     "ClusterFedVARP",
     "DecentLaM",
     "DeltaSum",
@@ -61,8 +66,10 @@ __all__ = [
     "ExactDiffusion",
     "FedAU",
     "FedAWE",
+    "FedAdagrad",
     "FedAdam",
     "FedAvg",
+    "FedAvgM",
     "FedAvgMVR",
     "FedCM",
     "FedDyn",
@@ -70,15 +77,18 @@ __all__ = [
     "FedProx",
     "FedStale",
     "FedVARP",
+    "FedYogi",
     "GainCorrection",
     "GeneralizedFedAvg",
     "GossipPGA",
     "GradientTracking",
     "MaxNormSync",
     "MimeLite",
+    "Personal",
     "QGDSGDm",
     "RandomWalk",
     "RelaySGD",
+    "ServerLR",
     "VarianceCorrection",
 ]
 

@@ -25,7 +25,7 @@ from fedsim.record import Measurement
 
 # of [run]: what changes no number, or only adds some
 OTHERWISE = ("seeds", "device", "engine", "memory", "threads", "ledger", "optimum", "chunk", "together")
-SHARED = ("task", "participation", "local", "run")  # tables of the experiment that have to be the same
+SHARED = ("task", "participation", "local", "finetune", "run")  # tables of the experiment that have to be the same
 PAGE = "report.html"
 
 

@@ -13,7 +13,8 @@ from fedsim.report.page.gather import Story
 from fedsim.report.page.svg import Floats, Line, Pen
 from fedsim.report.style import COLOURS, pens
 
-FIRST = ("test_accuracy", "test_loss", "train_objective", "client_accuracy", "client_loss", "mean_model_test_loss")
+FIRST = ("personal_accuracy", "personal_loss", "test_accuracy", "test_loss", "train_objective", "client_accuracy",
+         "client_loss", "mean_model_test_loss")  # fmt: skip
 TITLES = {
     "test_accuracy": "Test accuracy",
     "test_loss": "Test loss",
@@ -24,6 +25,10 @@ TITLES = {
     "worst_decile_loss": "Loss of the worst-off tenth of the clients",
     "client_accuracy": "Accuracy on clients' own data",
     "client_loss": "Loss on clients' own data",
+    "personal_accuracy": "Accuracy of clients' own models on their own data",
+    "personal_loss": "Loss of clients' own models on their own data",
+    "tuned_client_accuracy": "Accuracy on clients' own data, fine-tuned",
+    "tuned_client_loss": "Loss on clients' own data, fine-tuned",
     "client_accuracy_gini": "Inequality of clients' accuracy (Gini)",
     "consensus_distance": "Distance of the nodes to their mean",
     "mean_model_test_accuracy": "Test accuracy of the nodes' mean model",

@@ -40,6 +40,8 @@ def facts(story: Story) -> list[tuple[str, str]]:
         rows.append(("Who is there", named("participation", document["participation"])))
     if "local" in document:
         rows.append(("Local training", local(document["local"])))
+    if "finetune" in document:
+        rows.append(("Fine-tuning", finetuning(document["finetune"])))
     rows.append(("Compared", listed([_entry(label, entry) for label, entry in story.entries.items()]) + "."))
     if run.get("rounds"):
         every = run.get("eval-every")
@@ -110,7 +112,17 @@ def local(table: Mapping[str, Any]) -> str:
     schedule = table.get("lr-schedule", {})
     if isinstance(schedule, Mapping) and schedule.get("name", "constant") != "constant":
         text += f", rate schedule {_plain(schedule)}"
+    if isinstance(table.get("curriculum"), Mapping):
+        text += f", examples in an order of difficulty, {_plain(table['curriculum'])}"
     return text + "."
+
+
+def finetuning(table: Mapping[str, Any]) -> str:
+    """[finetune] as a sentence."""
+    turn = [several(table[key], key.removesuffix("s")) for key in ("steps", "epochs") if table.get(key)]
+    of = f" of {listed([str(name) for name in table['only']])} alone" if table.get("only") else ""
+    rate = f", learning rate {table['lr']:g}" if "lr" in table else ""
+    return f"for the tuned figures, {turn[0] if turn else 'a turn'}{of}{rate} before a client is measured."
 
 
 def _entry(label: str, entry: Mapping[str, Any]) -> str:
