@@ -175,7 +175,7 @@ def plan(experiment: Experiment, world: World) -> Experiment:
     """The experiment with its chunk decided: one for all strategies and seeds, so that each run's numbers are those it
     has alone with that chunk. The stacked engine's own choice for all cohorts of a round together, of the first seed's
     world."""
-    from fedsim.engine import common
+    from fedsim.engine import common, fastest
 
     run = experiment.run
     ours = [entry for entry in experiment.entries if not owns_its_loop(entry)] or list(experiment.entries)
@@ -183,7 +183,8 @@ def plan(experiment: Experiment, world: World) -> Experiment:
         return experiment
     beside = len(ours) * len(run.seeds) if run.together is None else min(run.together, len(ours) * len(run.seeds))
     cohort = float(world.rates.sum()) * beside
-    return experiment.settled(chunk=common(world.task, (entry.local for entry in ours), cohort, run.bytes).chunk)
+    found = fastest if run.measure_chunk else common
+    return experiment.settled(chunk=found(world.task, (entry.local for entry in ours), cohort, run.bytes).chunk)
 
 
 def load_data(experiment: Experiment) -> Dataset:

@@ -126,8 +126,8 @@ def tell(
     rounds = experiment.run.rounds
     so_far = Progress(None) if progress is None else progress
     spent, book = so_far.spent, so_far.book
-    before, recording = spent["training"], 0.0  # these and the meter count from here on
     meter = speed.Meter(world.task, entry.local, world.schedule)
+    meter.steps, meter.examples = so_far.steps, so_far.examples
     goes_on = so_far.done > 0  # from what was recorded then
     k = 0
     step: Any = None
@@ -157,7 +157,7 @@ def tell(
             if done and not goes_on:
                 yield Played(entry.label, seed, done, k)
             goes_on = False
-            recording += time.perf_counter() - clock
+            so_far.recording += time.perf_counter() - clock
             if done == rounds:
                 break
             turn = yield None
@@ -176,6 +176,7 @@ def tell(
             if book is not None:
                 book.enter(step.round)
             meter.played(step.t, step.round.who)
+            so_far.steps, so_far.examples = meter.steps, meter.examples
             losses = step.round.loss
             step = step._replace(round=None)  # clients' moves are let go of: many runs may wait for each other
             del turn
@@ -197,7 +198,7 @@ def tell(
         said = Clients(entry.label, seed, table)
         clock = time.perf_counter()
         yield said
-        recording += time.perf_counter() - clock
+        so_far.recording += time.perf_counter() - clock
         summary = clients.summary(table)
         if seed in alone:
             summary["harm"] = {"against": alone[seed].strategy, **clients.harm(table, alone[seed].table)}
@@ -212,9 +213,9 @@ def tell(
         sum(spent.values()),
         so_far.trainings / max(spent["training"], 1e-9),
         summary,
-        spent | {"recording": recording},
+        spent | {"recording": so_far.recording},
         left,
-        meter.told(spent["training"] - before),
+        meter.told(spent["training"]),
     )
 
 

@@ -53,11 +53,15 @@ class Progress:
     spent: dict[str, float] = field(
         default_factory=lambda: {"training": 0.0, "aggregation": 0.0, "evaluation": 0.0}
     )  # seconds
+    recording: float = 0.0  # seconds in which others wrote down what happened
+    steps: int = 0  # that clients took, in all
+    examples: int = 0  # in these steps
     late: list[dict[str, float]] = field(default_factory=list)  # the evaluations of the last fifth of the rounds
 
     def numbers(self) -> dict[str, Any]:
         """What of it is neither state nor ledger."""
-        return {name: getattr(self, name) for name in ("done", "trainings", "up", "down", "spent", "late")}
+        kept = ("done", "trainings", "up", "down", "spent", "recording", "steps", "examples", "late")
+        return {name: getattr(self, name) for name in kept}
 
 
 def fingerprint(task: Task, schedule: Schedule) -> str:

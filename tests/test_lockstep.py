@@ -167,6 +167,11 @@ def test_the_chunk_is_chosen_once_for_all_and_kept(monkeypatch: pytest.MonkeyPat
     assert planned() == 15
     assert planned(seeds=list(range(9))) == 27  # two clients in every lane
     assert planned(engine="loop") is None
+    asked: list[float] = []
+    monkeypatch.setattr("fedsim.engine.fastest", lambda task, ways, cohort, memory: asked.append(cohort) or Stacked(5))
+    assert planned(**{"measure-chunk": True}) == 5
+    assert planned(**{"measure-chunk": True, "chunk": 3}) == 3
+    assert len(asked) == 1
 
 
 def test_a_run_that_fails_leaves_the_others_alone() -> None:

@@ -301,6 +301,10 @@ def same(one: Path, other: Path) -> None:
     for folder in (one, other):
         results.append([{k: v for k, v in run.items() if k not in TIMES} for run in read_result(folder)])
     assert results[0] == results[1]
+    steps = [
+        [run["speed"][what] for run in read_result(folder) for what in ("steps", "examples")] for folder in (one, other)
+    ]
+    assert steps[0] == steps[1]
     assert list(read_times(one)) == list(read_times(other))
     kinds = {path.name for path in one.iterdir()} ^ {path.name for path in other.iterdir()}
     assert kinds == set(), kinds

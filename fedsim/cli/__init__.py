@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command `fedsim`."""
     import click
 
+    # torch reads it when it first takes memory: large pages, where the system has them, and mixing takes half the time
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         code = app(arguments, prog_name="fedsim", standalone_mode=False)
     except (KeyboardInterrupt, click.exceptions.Abort):

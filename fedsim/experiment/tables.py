@@ -67,7 +67,8 @@ class RunTable:
     dtype: Literal["float32", "float64"] = "float32"
     engine: Literal["stacked", "loop"] = "stacked"
     memory: str = "1GiB"  # what clients trained at once may use, and what runs side by side may remember
-    chunk: int | None = None  # clients the stacked engine trains side by side; left out: chosen, then fixed
+    chunk: int | None = None  # clients the stacked engine trains side by side; left out: chosen, then fixed,
+    measure_chunk: bool = False  # by trying some out, which takes seconds and follows the clock, instead of by a rule
     together: int | None = None  # runs that advance side by side; left out: as many as `memory` holds
     threads: int | None = None  # of the CPU; left out: as many as torch likes
 
