@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from fedsim import LocalSGD, Loop, Stacked, Work, federate, keyed, make_task, models
 from fedsim.engine import choose
+from fedsim.engine.lanes import Lanes
 from fedsim.engine.program import Program
-from fedsim.engine.stacked import Lanes
 from fedsim.local import Cosine, Inverse, InverseSqrt, Step
 from fedsim.task import Task
 

@@ -49,9 +49,9 @@ def test_a_trial_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     here, done = task(), []
     turns = Stacked._turns
 
-    def watched(self: Stacked, cohort: Any, members: list[int]) -> None:
+    def watched(self: Stacked, cohort: Any, plan: Any) -> None:
         done.append((self.chunk, cohort.steps))
-        turns(self, cohort, members)
+        turns(self, cohort, plan)
 
     monkeypatch.setattr(Stacked, "_turns", watched)
     other = LocalSGD(lr=0.1, steps=1, batch=5)

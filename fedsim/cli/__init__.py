@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     # torch reads it when it first takes memory: large pages, where the system has them, and mixing takes half the time
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that are out of work leave the cores to others
     try:
         code = app(arguments, prog_name="fedsim", standalone_mode=False)
     except (KeyboardInterrupt, click.exceptions.Abort):

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedsim import keyed
+from fedsim.engine.cohort import is_number, per_client
 from fedsim.engine.plan import Answer, counts, refuse, sizes, spans, width
-from fedsim.engine.stacked import EXAMPLES, is_number, per_client
+from fedsim.engine.stacked import EXAMPLES
 from fedsim.strategy import Work
 
 if TYPE_CHECKING:

@@ -6,10 +6,12 @@ different workers do run at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fedsim.engine import heap
 from fedsim.engine.plan import deal
@@ -17,6 +19,9 @@ from fedsim.engine.plan import deal
 if TYPE_CHECKING:
     import torch
 
+Part = TypeVar("Part")
+
+SWITCH = 5e-4  # seconds after which a worker that waits for Python's lock is given it; usual are 5 ms, half a round
 MOST = 8  # beyond, they wait for Python's lock more than they train
 
 
@@ -37,24 +42,40 @@ def pool(many: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(many, thread_name_prefix="fedsim")
 
 
-def each(work: Callable[[list[int]], None], parts: Sequence[list[int]], device: torch.device) -> None:
-    """Has the work done on every part, at the same time; raises what any of them raises. On a CPU torch computes with
-    one thread in each, however many parts there are: with how many it does can change the last bits."""
+@contextlib.contextmanager
+def single(device: torch.device) -> Iterator[None]:
+    """On a CPU, operators of this thread use no other: with how many they compute can change the last bits, and those
+    that helped keep a core busy for some milliseconds after, in case there is more to do."""
     import torch
 
-    if device.type == "cpu":
-        heap.keep()
     threads = torch.get_num_threads()
-    if device.type != "cpu" or (threads == 1 and len(parts) == 1):
-        for part in parts:
-            work(part)
+    if device.type != "cpu" or threads == 1:
+        yield
         return
     torch.set_num_threads(1)
     try:
-        if len(parts) == 1:
-            work(parts[0])
-        else:
-            for done in [pool(len(parts)).submit(work, part) for part in parts]:
-                done.result()
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+def each(work: Callable[[Part], None], parts: Sequence[Part], device: torch.device) -> None:
+    """Has the work done on every part, at the same time; raises what any of them raises."""
+    if device.type == "cpu":
+        heap.keep()
+    if len(parts) == 1:
+        work(parts[0])
+        return
+    patience = sys.getswitchinterval()
+    sys.setswitchinterval(min(patience, SWITCH))
+    try:
+        for done in [pool(len(parts)).submit(alone, work, part, device) for part in parts]:
+            done.result()
+    finally:
+        sys.setswitchinterval(patience)
+
+
+def alone(work: Callable[[Part], None], part: Part, device: torch.device) -> None:
+    """Does the work with one of torch's threads: how many there are is a thread's own setting."""
+    with single(device):
+        work(part)

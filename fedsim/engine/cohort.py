@@ -1,0 +1,132 @@
+"""Cohorts of many runs as one: who trains, from where, with what, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedsim.engine.plan import Job, width
+from fedsim.strategy import Work
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedsim.local import LocalSGD
+    from fedsim.task import Task
+
+
+class Cohort(NamedTuple):
+    """Clients to train, and what comes of it."""
+
+    task: Task
+    local: LocalSGD
+    plain: bool  # see `is_plain`
+    steps: list[int]  # [K]
+    sizes: Tensor  # [K]     how many of its examples each trains on
+    who: Tensor  # [K]     whose examples
+    keys: Tensor  # [K]
+    bank: Tensor  # [m, P]  where they begin: distinct models,
+    at_bank: Tensor  # [K]     and which of them each has
+    work: Work  # shift, scale and mu, for all or a row for each
+    rates: Tensor  # [K]     learning rates
+    velocity: Tensor | None  # [K, P]  at the beginning; None: no momentum
+    delta: Tensor  # [K, P]  to be filled: how far each moved,
+    loss: Tensor  # [K]     its mean loss,
+    last_velocity: Tensor | None  # [K, P]  and its velocity at the end, where somebody asked,
+    raw: Tensor | None  # [K, P]  and the sum of its gradients, where somebody asked
+    second: Second | None  # the points whose gradients count against those at the client's own
+
+
+class Second(NamedTuple):
+    """Second points of K clients."""
+
+    bank: Tensor  # [m, P]  distinct ones,
+    at_bank: Tensor  # [K]     and which of them each has
+    against: Tensor  # [K, 1]  what their gradients are multiplied by, to be taken off
+
+
+def is_plain(job: Job) -> bool:
+    """Whether a cohort's step is y <- y - lr * gradient and nothing else."""
+    local, work = job.local, job.work
+    plain = not (local.momentum or local.weight_decay or local.clip or "mean-gradient" in work.ask)
+    return (
+        plain
+        and work.other is None
+        and is_number(work.mu, 0.0)
+        and is_number(work.shift, 0.0)
+        and is_number(work.scale, 1.0)
+    )
+
+
+def kind(job: Job) -> tuple[Any, ...]:
+    """What cohorts must have in common to share the lanes; the rest (learning rate, number of steps, mu, shift, scale)
+    is a client's own."""
+    local = job.local
+    return (
+        id(job.task), width(job.task, local), is_plain(job), local.momentum, local.weight_decay, local.clip,
+        job.work.other is None,
+    )  # fmt: skip
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors one after the other; of one, itself."""
+    import torch
+
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def starts(jobs: Sequence[Job]) -> tuple[Tensor, Tensor]:
+    """Where clients begin, as distinct models [m, P] and which of them each has [K]."""
+    return distinct([job.work.start for job in jobs])
+
+
+def second_of(jobs: Sequence[Job]) -> Second:
+    """The second points of cohorts that have them."""
+    import torch
+
+    points = [job.work.other for job in jobs if job.work.other is not None]
+    against = torch.cat([points[0].new_full((len(job.who), 1), job.work.against) for job in jobs])
+    return Second(*distinct(points), against)
+
+
+def distinct(points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Models [k, P] of several cohorts as distinct ones [m, P] and which of them each has [K]: a server's model is one
+    row, however many get it."""
+    import torch
+
+    rows, index, begin = [], [], 0
+    for start in points:
+        k, shared = len(start), len(start) > 1 and start.stride(0) == 0
+        rows.append(start[:1] if shared else start)
+        index.append(torch.full((k,), begin) if shared else torch.arange(begin, begin + k))
+        begin += len(rows[-1])
+    return joined(rows), joined(index).to(points[0].device)
+
+
+def merged(jobs: Sequence[Job]) -> Work:
+    """The work of K clients, without starts: numbers where all have the same number, else a row for each."""
+    import torch
+
+    works = [job.work for job in jobs]
+    sizes = [len(job.who) for job in jobs]
+    found: dict[str, Any] = {}
+    for name in ("shift", "scale", "mu"):
+        given = [getattr(work, name) for work in works]
+        if len(jobs) == 1 or (isinstance(given[0], (int, float)) and all(is_number(v, given[0]) for v in given[1:])):
+            found[name] = given[0]
+            continue
+        like = works[0].start
+        parts = [torch.as_tensor(value, dtype=like.dtype).to(like.device) for value in given]
+        columns = max(part.shape[-1] if part.ndim else 1 for part in parts)
+        found[name] = torch.cat([part.expand(k, columns) for part, k in zip(parts, sizes, strict=True)])
+    return Work(works[0].start, **found)
+
+
+def per_client(value: Tensor | float, at: Tensor) -> Tensor | float:
+    """The rows `at` of something that broadcasts against [k, P]."""
+    return value[at] if not isinstance(value, (int, float)) and value.ndim == 2 and len(value) > 1 else value
+
+
+def is_number(value: Tensor | float, number: float) -> bool:
+    """Whether it is that very number, without looking into a tensor."""
+    return isinstance(value, (int, float)) and value == number
