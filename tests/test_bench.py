@@ -192,7 +192,7 @@ def test_rounds_are_timed_with_all_that_descends(tmp_path: Path) -> None:
 def racing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Races of fake rivals against a fake us that takes 10 ms."""
     monkeypatch.setattr(rivals, "OURS", fake(tmp_path, "fedsim", "time.sleep(0.01)", "turns.notes['engine'] = 'E'"))
-    monkeypatch.setattr(rivals, "memories", lambda: {"": {}, "pages kept": {}})
+    monkeypatch.setattr(rivals, "memories", lambda: {"": {}, "tuned": {}})
 
     def measure(*contenders: rivals.Rival, brief: bool = True) -> list[race.Entry]:
         monkeypatch.setattr(rivals, "RIVALS", {rival.name: rival for rival in contenders})
@@ -224,7 +224,7 @@ def test_a_race(racing: Any, tmp_path: Path) -> None:
     assert (good["rival_setting"].split(",")[0], good["engine"], good["failed"]) == ("1 thread", "E", None)
     assert 2 < good["ratio"] < 4
     assert good["ratio"] == good["rival_seconds"] / good["seconds"]
-    assert set(good["settings"]["mixed"]) == {"2 threads", "2 threads, pages kept", "1 thread", "1 thread, pages kept"}
+    assert set(good["settings"]["mixed"]) == {"2 threads", "2 threads, tuned", "1 thread", "1 thread, tuned"}
     for contender, setting, seconds in (("fedsim", "setting", "seconds"), ("mixed", "rival_setting", "rival_seconds")):
         all_of_it = good["settings"][contender]
         assert good[seconds] == min(one["seconds"] for one in all_of_it.values()) or contender == "fedsim"

@@ -250,8 +250,9 @@ def test_training_that_diverges_fails_as_ours_does(tmp_path: Path) -> None:
     change = ["local.lr=1e38", "run.seeds=[1]", 'participation="everyone"', "run.eval-train=false"]
     reasons = [event.reason for event in compare(experiment.load(path, change)) if isinstance(event, Failed)]
     assert len(reasons) == 2
-    assert reasons[0] == reasons[1]
-    assert "not finite" in reasons[0]
+    ours, theirs = reasons
+    assert ours.startswith(theirs)  # ours could also be told to go on without those who diverge
+    assert "not finite" in theirs
 
 
 def test_a_model_that_is_not_finite_is_a_failure(tmp_path: Path) -> None:

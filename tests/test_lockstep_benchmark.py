@@ -27,7 +27,7 @@ def test_a_case(bench: ModuleType, data_dir: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FEDSIM_DATA", str(data_dir))
     found = bench.case("logistic", 2, 2, "cpu", seeds=2)
     assert found["runs"] == 16
-    assert (found["alone"]["chunk"], found["lockstep"]["chunk"]) == (2, 16)
+    assert (found["alone"]["chunk"], found["lockstep"]["chunk"]) == (2, 32)
     assert found["ratio"] > 0
     assert found["lockstep"]["cpu_seconds"] > 0
 

@@ -495,7 +495,7 @@ def test_killed_again_and_again(straight: Path, tmp_path: Path) -> None:
     while True:
         child = begun(command)
         if kills < 6:
-            time.sleep(dice.uniform(0.05, 0.6))
+            time.sleep(dice.uniform(0.02, 0.25))
             os.kill(child, signal.SIGKILL)
         if (code := ended(child)) >= 0:
             break

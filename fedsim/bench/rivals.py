@@ -22,6 +22,11 @@ KEPT = {  # glibc keeps pages it would hand back to the system between steps: no
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
 }
+TUNED = {  # and torch takes large pages, and helpers without work leave the cores to other threads
+    **KEPT,
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 Setting = dict[str, Any]
@@ -33,9 +38,9 @@ def cores() -> int:
 
 
 def memories() -> dict[str, dict[str, str]]:
-    """Ways to hold memory, by name, as environment variables: what is offered to all."""
+    """Ways to hold memory and cores, by name, as environment variables: what is offered to all."""
     with_glibc = platform.libc_ver()[0] == "glibc"
-    return {"": {}, "pages kept": KEPT} if with_glibc else {"": {}}
+    return {"": {}, "tuned": TUNED} if with_glibc else {"": {}}
 
 
 def many(what: str, most: int) -> list[Setting]:
