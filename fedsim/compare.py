@@ -87,7 +87,7 @@ def compare(
             first, experiment = world, plan(experiment, world)
             if experiment.run.engine == "stacked":
                 ours = Stacked(experiment.run.chunk or 1)
-            yield Planned(experiment, tuple(entry.label for entry in apart))
+            yield Planned(experiment, tuple(entry.label for entry in apart), rounding(experiment, world))
         stand.worlds[seed] = fingerprint(world.task, world.schedule)
         if since is not None:
             since.check(seed, stand.worlds[seed])
@@ -154,8 +154,11 @@ def _heard(run: Run, turn: Turn | None) -> Iterator[Event]:
 
 
 def settle(experiment: Experiment) -> Experiment:
-    """The experiment with its device and threads decided, the threads set. Raises ValueError for a device not there."""
+    """The experiment with its device and threads decided, threads and precision set. Raises ValueError for a device
+    that is not there."""
     import torch
+
+    from fedsim.engine import precision
 
     device = experiment.run.device
     if device == "auto":
@@ -168,6 +171,7 @@ def settle(experiment: Experiment) -> Experiment:
             raise ValueError(f'device "{device}" is not there: torch {torch.__version__} finds {has}; use --device cpu')
     if experiment.run.threads is not None:
         torch.set_num_threads(experiment.run.threads)
+    precision.use(experiment.run.products)
     return experiment.settled(device=device, threads=torch.get_num_threads())
 
 
@@ -185,6 +189,16 @@ def plan(experiment: Experiment, world: World) -> Experiment:
     cohort = float(world.rates.sum()) * beside
     found = fastest if run.measure_chunk else common
     return experiment.settled(chunk=found(world.task, (entry.local for entry in ours), cohort, run.bytes).chunk)
+
+
+def rounding(experiment: Experiment, world: World) -> float | None:
+    """How far off gradients are for products that are not computed in float32; None: they are."""
+    from fedsim.engine import precision
+
+    products = experiment.run.products
+    if products == "float32" or experiment.run.dtype != "float32":
+        return None
+    return precision.off(world.task, (entry.local for entry in experiment.entries), products)
 
 
 def load_data(experiment: Experiment) -> Dataset:

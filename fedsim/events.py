@@ -17,6 +17,7 @@ class Planned(NamedTuple):
 
     experiment: Experiment  # with its device, threads and chunk
     apart: tuple[str, ...]  # labels of strategies that own their loop: each of their runs goes by itself
+    rounding: float | None = None  # of products other than float32: how far off a gradient is, as a share of its norm
 
 
 class Began(NamedTuple):

@@ -1,6 +1,6 @@
 """A workload from start to end: contenders in turns, and what came of it.
 
-A contender is tried in all its settings, each with memory and cores as they come and tuned, and counts in its best. Ours
+A contender is tried in all its settings, each as it comes and tuned (`rivals.TUNED`), and counts in its best. Ours
 stay throughout a workload; rivals come one after the other, and meet ours in every round: in round t all play their
 round t, in an order that shifts. The first rounds warm up and are told apart.
 """

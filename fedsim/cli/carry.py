@@ -125,6 +125,10 @@ def carry_out(
                     experiment, apart = event.experiment, event.apart
                     if record is not None:
                         record.resolved(experiment.toml())
+                    if event.rounding is not None:
+                        where = where | {"rounding": event.rounding}
+                        off = f"products in {experiment.run.products}: a gradient is {event.rounding:.2g} of its norm"
+                        screen.print(f"{off} away from float32's")
                 if record is None:
                     record = RunFolder(folder, experiment.toml(), where | environment(experiment.run.device))
                 if isinstance(event, compare.Measured | compare.Played):

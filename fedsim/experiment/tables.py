@@ -65,6 +65,9 @@ class RunTable:
     optimum: bool = False  # also what keeps the model from the minimum: convex models only, takes a while
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
+    products: Literal["float32", "tf32", "bfloat16"] = (
+        "float32"  # of float32 numbers: less exact, faster on some devices
+    )
     engine: Literal["stacked", "loop"] = "stacked"
     memory: str = "1GiB"  # what clients trained at once may use, and what runs side by side may remember
     chunk: int | None = None  # clients the stacked engine trains side by side; left out: chosen, then fixed,
