@@ -28,6 +28,7 @@ every number is widened once as it comes in and once as it goes out, and each ti
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import os
@@ -109,7 +110,7 @@ def mixing(n: int, size: int, times: int) -> list[dict[str, Any]]:
     found = []
     for name, graph in (("ring", nx.cycle_graph(n)), ("random 4-regular", nx.random_regular_graph(4, n, seed=1))):
         edges = Metropolis(graph)(0, torch.arange(n))
-        seconds = by_turns({"copy": lambda: out.copy_(x), "apply": lambda edges=edges: edges.apply(x)}, times)  # type: ignore[misc]
+        seconds = by_turns({"copy": lambda: out.copy_(x), "apply": functools.partial(edges.apply, x)}, times)
         speed = 2 * x.nbytes / seconds["copy"]
         every = (len(edges.i) + 2 * n) * x.nbytes // n
         found.append({"what": f"mixing, {name}", "n": n, "parameters": size, "touched": 2 * x.nbytes, "traffic": every,

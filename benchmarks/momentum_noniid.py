@@ -135,7 +135,7 @@ def run(
             at = dict.fromkeys(labels, rate)
             for label, found in play(made(which, setting, at, [TUNING], rounds, folder), setting).items():
                 tried[label][rate] = found[TUNING]
-        best = {label: min(each, key=lambda rate, each=each: each[rate]) for label, each in tried.items()}  # type: ignore[misc]
+        best = {label: min(each, key=each.__getitem__) for label, each in tried.items()}
         out[setting] = {
             "rates": best,
             "tried": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,13 @@ def cifar10_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     for name in ("data_batch_1", "test_batch"):
         (folder / "cifar10" / f"{name}.bin").write_bytes(codec["to_bin"](name, str(source)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[list[Path]]:
+    """Figures are no matter here, and take their time: the folders they were asked of."""
+    asked: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsim.report.write_figures", asked.append)
+        patch.setattr("fedsim.report.page.write_page", lambda folder: (folder / "report.html").write_text(""))
+        yield asked

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from fedsim import cli
 from fedsim.testing.clients import Bowl, Frozen, Honest, quadratics
 from fedsim.testing.loop import drive, last, models, round_of, row, uniform
 from fedsim.testing.states import close, contents, copied, same
@@ -20,6 +23,7 @@ __all__ = [
     "bernoulli",
     "chance",
     "close",
+    "command",
     "contents",
     "copied",
     "drive",
@@ -35,6 +39,17 @@ __all__ = [
 ]
 
 F64 = torch.float64
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str | Path) -> int:
+    """The exit code of a command in this process."""
+    with pytest.raises(SystemExit) as exit:
+        cli.main([str(argument) for argument in arguments])
+    code: int = exit.value.code  # type: ignore[assignment]
+    return code
+
 
 # Presence ------------------------------------------------------------------------------------------------------------
 

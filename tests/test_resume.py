@@ -11,13 +11,13 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from helpers import command
 from torch import Tensor
 
 from fedsim import cli, compare, experiment, standing, strategies
@@ -266,14 +266,7 @@ SAME = ("metrics.csv", "hashes.csv", "clients.csv", "experiment.toml")
 TIMES = ("seconds", "spent", "speed", "client_trainings_per_second")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def undrawn() -> Iterator[list[Path]]:
-    """Figures are no matter here, and take their time: the folders they were asked of."""
-    asked: list[Path] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsim.report.write_figures", asked.append)
-        patch.setattr("fedsim.report.page.write_page", lambda folder: (folder / "report.html").write_text(""))
-        yield asked
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -283,14 +276,6 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "small.toml").write_text(FILE)
     assert command("run", folder / "small.toml", "--out", folder / "run", "--quiet") == 0
     return folder / "run"
-
-
-def command(*arguments: str | Path) -> int:
-    """The exit code of a command in this process."""
-    with pytest.raises(SystemExit) as exit:
-        cli.main([str(argument) for argument in arguments])
-    code: int = exit.value.code  # type: ignore[assignment]
-    return code
 
 
 def same(one: Path, other: Path) -> None:

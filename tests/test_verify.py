@@ -8,13 +8,14 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import command
 
-from fedsim import cli, hashes, verify
+from fedsim import hashes, verify
 from fedsim.participation import Schedule
 
 FILE = """
@@ -46,13 +47,7 @@ device = "cpu"
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def undrawn() -> Iterator[None]:
-    """Figures are no matter here, and take their time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsim.report.write_figures", lambda folder: [])
-        patch.setattr("fedsim.report.page.write_page", lambda folder: folder)
-        yield
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +64,6 @@ def run(recorded: Path, tmp_path: Path) -> Path:
     """A copy of it."""
     shutil.copytree(recorded, tmp_path / "run")
     return tmp_path / "run"
-
-
-def command(*arguments: str | Path) -> int:
-    """The exit code of a command in this process."""
-    with pytest.raises(SystemExit) as exit:
-        cli.main([str(argument) for argument in arguments])
-    code: int = exit.value.code  # type: ignore[assignment]
-    return code
 
 
 def test_an_honest_folder_is_equal_bit_for_bit(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:

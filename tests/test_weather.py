@@ -10,12 +10,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import command
 
 from fedsim import cli, compare, experiment
 from fedsim.engine import Stacked
@@ -47,13 +47,7 @@ device = "cpu"
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def undrawn() -> Iterator[None]:
-    """Figures are no matter here, and take their time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsim.report.write_figures", lambda folder: [])
-        patch.setattr("fedsim.report.page.write_page", lambda folder: (folder / "report.html").write_text(""))
-        yield
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +62,6 @@ def calm(file: Path) -> Path:
     """A run that nothing happened to."""
     assert command("run", file, "--out", file.parent / "run", "--quiet") == 0
     return file.parent / "run"
-
-
-def command(*arguments: str | Path) -> int:
-    """The exit code of a command in this process."""
-    with pytest.raises(SystemExit) as exit:
-        cli.main([str(argument) for argument in arguments])
-    code: int = exit.value.code  # type: ignore[assignment]
-    return code
 
 
 def at(evaluation: int, monkeypatch: pytest.MonkeyPatch, happens: Any) -> None:

@@ -112,23 +112,24 @@ def agree(found: Sequence[Tensor], expected: Sequence[Tensor], exact: bool) -> b
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same numbers, NaN included."""
-    return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+    return a.dtype == b.dtype and a.shape == b.shape and bool(alike(a, b).all())
 
 
 def near(values: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> bool:
     """Whether tensors hold the same numbers but for rounding: whether the norm of their difference is that small a part
-    of the norm of all."""
+    of the norm of what differs."""
     import torch
 
     if any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(values, expected, strict=True)):
         return False
-    off = torch.stack([torch.where(odd(a, b), 0, a - b).norm() for a, b in zip(values, expected, strict=True)]).norm()
-    size = torch.stack([torch.where(odd(a, b), 0, b).norm() for a, b in zip(values, expected, strict=True)]).norm()
+    pairs = [(a, b, alike(a, b)) for a, b in zip(values, expected, strict=True)]
+    off = torch.stack([torch.where(equal, 0, a - b).norm() for a, b, equal in pairs]).norm()
+    size = torch.stack([torch.where(equal, 0, b).norm() for _, b, equal in pairs]).norm()
     return bool(off <= tolerance * size)
 
 
-def odd(a: Tensor, b: Tensor) -> Tensor:
-    """Where two tensors hold the same infinity, or both none."""
+def alike(a: Tensor, b: Tensor) -> Tensor:
+    """Where two tensors hold the same number, infinity included, or both NaN."""
     return (a == b) | ((a != a) & (b != b))
 
 
@@ -209,9 +210,7 @@ def once(graph: Any) -> None:
     seen: dict[Any, Node] = {}
     for node in list(graph.nodes):
         if node.op == "call_function" and not random(node):
-            like = repr(
-                (str(node.target), node.args, node.kwargs)
-            )  # nodes are written as their names, which are unique
+            like = repr((str(node.target), node.args, node.kwargs))  # nodes as their names, which are unique
             first = seen.setdefault(like, node)
             if first is not node:
                 node.replace_all_uses_with(first)

@@ -60,7 +60,8 @@ def single(device: torch.device) -> Iterator[None]:
 
 
 def each(work: Callable[[Part], None], parts: Sequence[Part], device: torch.device) -> None:
-    """Has the work done on every part, at the same time; raises what any of them raises."""
+    """Has the work done on every part, at the same time; raises what any of them raises. To be called within `single`,
+    from which the threads that do it have how many of torch's each may use."""
     if device.type == "cpu":
         heap.keep()
     if len(parts) == 1:
@@ -69,13 +70,7 @@ def each(work: Callable[[Part], None], parts: Sequence[Part], device: torch.devi
     patience = sys.getswitchinterval()
     sys.setswitchinterval(min(patience, SWITCH))
     try:
-        for done in [pool(len(parts)).submit(alone, work, part, device) for part in parts]:
+        for done in [pool(len(parts)).submit(work, part) for part in parts]:
             done.result()
     finally:
         sys.setswitchinterval(patience)
-
-
-def alone(work: Callable[[Part], None], part: Part, device: torch.device) -> None:
-    """Does the work with one of torch's threads: how many there are is a thread's own setting."""
-    with single(device):
-        work(part)
