@@ -201,9 +201,9 @@ def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 sizes = [1, 3, 8, 2]
 def some():
     for size in sizes: torch.ones(size << 18).sum()
-for _ in range(3): some()
+for _ in range(5): some()
 before = faults()
-for _ in range(20): some()
+for _ in range(50): some()
 print(kept, faults() - before)
 """
     seen = {}
@@ -215,7 +215,7 @@ print(kept, faults() - before)
         seen[name] = (kept == "True", int(faults))
     assert not seen["theirs"][0]
     if seen["ours"][0]:  # with glibc
-        assert seen["ours"][1] < 500 < seen["theirs"][1]
+        assert 5 * seen["ours"][1] < seen["theirs"][1]  # seldom, a block is asked for once more
 
 
 def clean() -> dict[str, str]:
