@@ -20,7 +20,6 @@ class Cohort(NamedTuple):
 
     task: Task
     local: LocalSGD
-    plain: bool  # see `is_plain`
     steps: list[int]  # [K]
     sizes: Tensor  # [K]     how many of its examples each trains on
     who: Tensor  # [K]     whose examples
