@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.engine import heap, kernels
-from fedsim.engine.program import Program, agrees, compiled
+from fedsim.engine import heap
+from fedsim.engine.traced import kernels
+from fedsim.engine.traced.program import Program, agrees, compiled
 
 aten = torch.ops.aten
 SAME = {"rtol": 1e-4, "atol": 1e-4}

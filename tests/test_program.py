@@ -19,9 +19,9 @@ from fedsim import LocalSGD, Stacked, Work, federate, keyed
 from fedsim.data import Dataset
 from fedsim.engine import pools, rooms, workers
 from fedsim.engine.gradients import gradients
-from fedsim.engine.program import Program
 from fedsim.engine.room import Room, Rule
-from fedsim.engine.simpler import once
+from fedsim.engine.traced.program import Program
+from fedsim.engine.traced.simpler import once
 from fedsim.task import Task
 
 

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim import LocalSGD, Stacked, Work, federate, keyed, models
 from fedsim.data import Dataset
-from fedsim.engine import recorded as recording
 from fedsim.engine import room, rooms
-from fedsim.engine.recorded import Captured, Scripted, recorded
+from fedsim.engine.traced import recorded as recording
+from fedsim.engine.traced.recorded import Captured, Scripted, recorded
 from fedsim.task import Task
 
 # --- a round, recorded and not ----------------------------------------------------------------------------------------

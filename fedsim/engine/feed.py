@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fedsim.engine.plan import minibatches
-from fedsim.engine.recorded import recorded
+from fedsim.engine.traced.recorded import recorded
 
 if TYPE_CHECKING:
     from torch import Tensor

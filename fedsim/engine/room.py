@@ -10,12 +10,13 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fedsim.engine.cohort import put
 from fedsim.engine.feed import Feed
 from fedsim.engine.gradients import alone, of_chunk
 from fedsim.engine.lanes import SEGMENT
 from fedsim.engine.pools import examples
-from fedsim.engine.program import Program
-from fedsim.engine.recorded import recorded
+from fedsim.engine.traced.program import Program
+from fedsim.engine.traced.recorded import recorded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,21 +129,21 @@ class Room:
 
     def seat(self, cohort: Cohort, lanes: Tensor, clients: Tensor) -> None:
         """These clients [g] of a cohort take their seats in these lanes [g]."""
-        start = cohort.bank.index_select(0, cohort.at_bank[clients])
-        self.y.index_copy_(0, lanes, start)
+        begins = cohort.at_bank[clients]
+        put(self.y, lanes, cohort.bank, begins)
         if self._start is not None:
-            self._start.index_copy_(0, lanes, start)
+            put(self._start, lanes, cohort.bank, begins)
         if self.velocity is not None and cohort.velocity is not None:
-            self.velocity.index_copy_(0, lanes, cohort.velocity.index_select(0, clients))
+            put(self.velocity, lanes, cohort.velocity, clients)
         if self.raw is not None:
             self.raw.index_fill_(0, lanes, 0.0)
         for buffer, value in self._terms(cohort):
             if by_client(value):
-                buffer.index_copy_(0, lanes, value.index_select(0, clients))
+                put(buffer, lanes, value, clients)
         if self._there is not None and self._against is not None and cohort.second is not None:
             second = cohort.second
-            self._there.index_copy_(0, lanes, second.bank.index_select(0, second.at_bank[clients]))
-            self._against.index_copy_(0, lanes, second.against.index_select(0, clients))
+            put(self._there, lanes, second.bank, second.at_bank[clients])
+            put(self._against, lanes, second.against, clients)
 
     def _terms(self, cohort: Cohort) -> list[tuple[Tensor, Any]]:
         """The buffers of the step's terms, and the cohort's values."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedsim.engine import rooms, workers
-from fedsim.engine.cohort import Cohort, joined, kind, merged, second_of, starts
+from fedsim.engine.cohort import Cohort, joined, kind, merged, put, put_difference, second_of, starts
 from fedsim.engine.gradients import gradients
 from fedsim.engine.lanes import Plan
 from fedsim.engine.plan import Answer, Job, counts, refuse, sizes, spans, width
@@ -151,12 +151,11 @@ class Stacked:
                 room.advance(steps)
                 if change is None:
                     continue
-                begun = bank.index_select(0, cohort.at_bank[change.done])
-                cohort.delta.index_copy_(0, change.done, room.y.index_select(0, change.ended).sub_(begun))
+                put_difference(cohort.delta, change.done, room.y, change.ended, bank, cohort.at_bank[change.done])
                 if cohort.last_velocity is not None and room.velocity is not None:
-                    cohort.last_velocity.index_copy_(0, change.done, room.velocity.index_select(0, change.ended))
+                    put(cohort.last_velocity, change.done, room.velocity, change.ended)
                 if cohort.raw is not None and room.raw is not None:
-                    cohort.raw.index_copy_(0, change.done, room.raw.index_select(0, change.ended))
+                    put(cohort.raw, change.done, room.raw, change.ended)
                 room.seat(cohort, change.going, change.following)
             values[segment] = room.values[: segment.stop - segment.start]
         rooms.give_back(room)

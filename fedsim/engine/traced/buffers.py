@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedsim.engine.operators import kind, out_form, same
+from fedsim.engine.traced.operators import kind, out_form, same
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import Node
 
-    from fedsim.engine.kernels import Call
+    from fedsim.engine.traced.kernels import Call
 
 
 class Memory:

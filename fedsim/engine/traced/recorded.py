@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedsim.engine.operators import same
+from fedsim.engine.traced.operators import same
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedsim.engine.operators import kind, random
+from fedsim.engine.traced.operators import kind, random
 
 if TYPE_CHECKING:
     from torch.fx import Node

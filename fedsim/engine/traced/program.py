@@ -15,16 +15,16 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim.engine import kernels
-from fedsim.engine.buffers import Memory, writing_to
-from fedsim.engine.operators import VIEWS, alike, kind, same
-from fedsim.engine.simpler import simplify
+from fedsim.engine.traced import kernels
+from fedsim.engine.traced.buffers import Memory, writing_to
+from fedsim.engine.traced.operators import VIEWS, alike, kind, same
+from fedsim.engine.traced.simpler import simplify
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import Node
 
-    from fedsim.engine.kernels import Call
+    from fedsim.engine.traced.kernels import Call
 
 Function = Callable[..., Sequence["Tensor"]]
 
