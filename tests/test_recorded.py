@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim import LocalSGD, Stacked, Work, federate, keyed, models
 from fedsim.data import Dataset
-from fedsim.engine import room, rooms
+from fedsim.engine import cohort, room, rooms
 from fedsim.engine.traced import recorded as recording
 from fedsim.engine.traced.recorded import Captured, Scripted, recorded
 from fedsim.task import Task
@@ -85,6 +85,31 @@ def test_recorded_rounds_are_the_same(
     expected = trained(task_of(name), chunk, local, work)
     assert not counted
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_long_rows_are_moved_one_by_one(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same numbers as many short ones at once."""
+    local, work = SETTINGS[setting]
+    expected = trained(task_of("mlp"), 3, local, work)
+    rows: list[int] = []
+    monkeypatch.setattr(cohort, "LONG", 1)
+    monkeypatch.setattr(cohort, "by_row", lambda table, by_row=cohort.by_row: rows.append(len(table)) or by_row(table))
+    found = trained(task_of("mlp"), 3, local, work)
+    assert rows
+    assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
+
+
+def test_who_takes_no_step_does_not_move() -> None:
+    """Beside others who do: what is not written to is 0, and no memory that was there."""
+    task, who = task_of("mlp"), torch.arange(4)
+    effort = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    for _ in range(3):
+        torch.full((4, task.layout.size), torch.nan)  # what the next tensor of that size may find
+        given = (task, who, Work(task.fresh(0).expand(4, -1)), keyed.fold(1, who), LocalSGD(lr=0.1, steps=3, batch=5))
+        answer = Stacked(2)(*given, effort=effort)
+        assert torch.isfinite(answer.delta).all()
+        assert (answer.delta.abs().sum(1) > 0).tolist() == [True, False, True, False]
 
 
 def test_models_of_ours_are_recorded() -> None:

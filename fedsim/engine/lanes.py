@@ -35,7 +35,7 @@ class Lanes:
     def __init__(self, steps: Sequence[int], chunk: int) -> None:
         import torch
 
-        lanes = deal(steps, chunk)
+        lanes = [[j for j in members if steps[j]] for members in deal(steps, chunk)]
         self.length = max(sum(steps[j] for j in members) for members in lanes)
         self.job = torch.zeros((max(self.length, 1), chunk), dtype=torch.int64)
         self.tau = torch.full_like(self.job, -1)
