@@ -155,7 +155,7 @@ def recorded(step: Step, state: Sequence[Tensor], loose: Sequence[Tensor]) -> Sc
         made(1)
         if all(map(same, state, after)):
             return made
-    except RuntimeError:  # something cannot be captured
+    except Exception:  # something cannot be captured, or this torch has no such graphs
         pass
     torch._foreach_copy_(list(state), after)
     return None
