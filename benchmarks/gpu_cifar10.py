@@ -35,6 +35,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import statistics
 import sys
 import tempfile
@@ -281,6 +282,9 @@ def arguments() -> argparse.Namespace:
         given.chosen = workloads.chosen([part for part in given.workloads.split(",") if part])
     except ValueError as error:
         parser.error(str(error))
+    for each in given.chosen:
+        if each.gossip:
+            parser.error(f"--workloads: {each.name} has no server; choose of W1 to W4")
     return given
 
 
@@ -294,7 +298,7 @@ def main() -> None:
     setting = {"device": device_name(given.device), "users": given.users, "cohort": given.cohort,
                "rounds": given.rounds, "dropout": not given.no_dropout, "present": given.present}  # fmt: skip
     result = before(given.out, setting) | {
-        "command": " ".join(["python benchmarks/gpu_cifar10.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/gpu_cifar10.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(), "machine": race.machine(),
     }  # fmt: skip
     python = None

@@ -183,6 +183,10 @@ def main() -> None:
         else:
             print(json.dumps(alone(int(what[0]), given.rounds) if what else interleaved(given.rounds, COMING)))
         return
+    if not Path("/proc/self/clear_refs").exists():
+        raise SystemExit("peaks are read from Linux's /proc, and there is none here")
+    if not given.out.absolute().parent.is_dir():  # told now, not after four minutes
+        raise SystemExit(f"--out: there is no folder {given.out.absolute().parent}; make it first")
     rest = ("--rounds", str(given.rounds), "--model", given.model)
     result: dict[str, Any] = {
         "command": " ".join(["python benchmarks/large_models.py", *sys.argv[1:]]),
