@@ -37,7 +37,7 @@ class Work(NamedTuple):
     start: Tensor  # [k, P]  where each begins
     shift: Tensor | float = 0.0  # [k, P]  added to every local gradient (SCAFFOLD, FedDyn, tracking); broadcasts
     scale: Tensor | float = 1.0  #         multiplies every local gradient (FedAvg-M, SCAFFOLD-M); [k, 1] or a number
-    mu: float = 0.0  #         pull towards start (FedProx, FedDyn)
+    mu: Tensor | float = 0.0  #         pull towards start (FedProx, FedDyn); [k, 1] or a number
     velocity: Tensor | None = None  # [k, P]  local momentum kept across rounds (gossip with momentum)
     ask: frozenset[str] = frozenset()  # extras to report, of EXTRAS
     other: Tensor | None = None  # [k, P]  a second point, which stays where it is (FedAvg-M-VR); twice the gradients

@@ -136,6 +136,7 @@ WORKS = {
     "equal starts": Work(X[:1].repeat(4, 1)),
     "numbers": Work(X, shift=0.25, scale=0.5, mu=0.1),
     "vectors": Work(X, shift=X * 2, scale=torch.tensor([[0.5], [1.0], [0.1], [2.0]]), velocity=X * 3, ask=EXTRAS),
+    "own pulls": Work(X, mu=torch.tensor([[0.5], [0.0], [0.1], [2.0]])),
     "in common": Work(X, shift=X[:1] * 2, scale=torch.tensor([[0.5]]), velocity=X[:1].repeat(4, 1)),
     "two points": Work(X, other=X * 4, against=0.7),
     "two points in common": Work(X, other=X[:1].expand(4, -1), against=0.1),
@@ -160,8 +161,8 @@ def test_all_of_the_work_arrives(name: str, rows: list[int]) -> None:
     there = wire.unpack_cohort(form, content, torch.device("cpu"))
     assert (there.t, there.who.tolist(), there.keys.tolist()) == (7, rows, keys)
     assert torch.equal(there.efforts, torch.tensor(efforts))
-    assert (there.work.mu, there.work.ask, there.work.against) == (work.mu, work.ask, work.against)
-    for field in ("start", "shift", "scale", "velocity", "other"):
+    assert (there.work.ask, there.work.against) == (work.ask, work.against)
+    for field in ("start", "shift", "scale", "mu", "velocity", "other"):
         said, got = getattr(work, field), getattr(there.work, field)
         if isinstance(said, torch.Tensor):
             assert isinstance(got, torch.Tensor), field

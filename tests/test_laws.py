@@ -153,6 +153,7 @@ def table() -> dict[str, Strategy]:
         "MimeLite present": MimeLite(weights=weights.Present()),
         "FedNova known": FedNova(weights=weights.Known()),
         "FedDyn α=1": FedDyn(alpha=1.0),
+        "FedDyn by weight": FedDyn(alpha=1.0, by_weight=True),
         "FedProx DPSGD": FedProx(DPSGD(), mu=0.1),
         "FedAdam corrected": FedAdam(bias_correction=True),
         "FedAdam FedProx MIFA": FedAdam(FedProx(MIFA(), mu=0.1)),

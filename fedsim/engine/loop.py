@@ -44,7 +44,7 @@ class Loop:
                     if name in told:
                         told[name].append(answer)
             y = work.start[j].clone()
-            shift, scale = (squeeze(per_client(value, at)) for value in (work.shift, work.scale))
+            shift, scale, mu = (squeeze(per_client(value, at)) for value in (work.shift, work.scale, work.mu))
             velocity = None
             if local.momentum:
                 velocity = torch.zeros_like(y) if work.velocity is None else work.velocity[j].clone()
@@ -65,8 +65,8 @@ class Loop:
                 if work.other is not None:
                     second, _ = slope_of(task, work.other[j], here, keyed.fold(keys[j], "step", s))
                     g = g - work.against * (second + local.weight_decay * work.other[j])
-                if work.mu:
-                    g = g + work.mu * (y - work.start[j])
+                if not is_number(mu, 0.0):
+                    g = g + mu * (y - work.start[j])
                 if not is_number(shift, 0.0):
                     g = g + shift
                 if velocity is not None:

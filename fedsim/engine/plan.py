@@ -82,10 +82,26 @@ def spans(local: LocalSGD, steps: list[int], t: int, work: Work) -> Tensor | Non
 
     if local.clip is not None:
         return None
-    worth = {s: local.span(s, t, work.mu) for s in set(steps)}
-    span = torch.tensor([worth[s] for s in steps], dtype=work.start.dtype).to(work.start.device)
+    if isinstance(work.mu, (int, float)):
+        worth = {s: local.span(s, t, work.mu) for s in set(steps)}
+        span = torch.tensor([worth[s] for s in steps], dtype=work.start.dtype).to(work.start.device)
+    else:
+        span = pulled(local, steps, t, work.mu).to(work.start.dtype)
     scale = work.scale
     return span * (scale if isinstance(scale, (int, float)) else scale.amax(-1))  # entries that stand still have 0
+
+
+def pulled(local: LocalSGD, steps: list[int], t: int, mu: Tensor) -> Tensor:
+    """`LocalSGD.span` [k], float64, of clients that take `steps`, each with its own pull mu [k, 1]; on mu's device."""
+    import torch
+
+    mine = mu.expand(len(steps), 1)[:, 0].to(torch.float64)
+    left = torch.tensor(steps).to(mine.device)
+    y = v = torch.zeros_like(mine)
+    for s in range(max(steps, default=0)):
+        v = torch.where(left > s, local.momentum * v + 1.0 + mine * y, v)
+        y = torch.where(left > s, y - local.lr_at(t) * v, y)
+    return -y
 
 
 def minibatches(

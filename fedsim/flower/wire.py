@@ -20,9 +20,9 @@ difference of two models is rounded. Answers to `ask` come as metrics "told.<nam
 the training went by: an app that did not declare it beforehand must say so.
 
 A node that hosts many clients gets one message for all of its that are asked. "fedsim" then lists "who", their "keys",
-"efforts" and, if they differ, "scale"; "arrays", "fedsim.shift" and "fedsim.velocity" hold [k, ...] where they differ
-from client to client ("each" lists which do), else what all have in common. The reply is "fedsim.delta" and
-"fedsim.told.<name>" [k, ...], and metrics that are lists, in the order of its own "who".
+"efforts" and, if they differ, "scale" and "mu"; "arrays", "fedsim.shift" and "fedsim.velocity" hold [k, ...] where
+they differ from client to client ("each" lists which do), else what all have in common. The reply is "fedsim.delta"
+and "fedsim.told.<name>" [k, ...], and metrics that are lists, in the order of its own "who".
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def needs(work: Work) -> list[str]:
         out.append("shift")
     if isinstance(work.scale, Tensor) or work.scale != 1.0:
         out.append("scale")
-    if work.mu:
+    if isinstance(work.mu, Tensor) or work.mu:
         out.append("mu")
     if work.other is not None:
         out.append("other")
@@ -183,8 +183,8 @@ def pack_work(
         raise ValueError("the strategy scales each parameter's gradient apart; a message carries one scale per client")
     if float(scale) != 1.0:
         config["scale"] = float(scale)
-    if work.mu:
-        config["mu"] = float(work.mu)
+    if mu := float(row(work.mu, j, work.start)):
+        config["mu"] = mu
     if work.velocity is not None:
         records[VELOCITY] = form.record(work.velocity[j])
     if work.other is not None:
@@ -305,7 +305,9 @@ def pack_cohort(
         config["scale"] = (scale[rows] if len(scale) > 1 else scale).tolist()
     elif work.scale != 1.0:
         config["scale"] = float(work.scale)
-    if work.mu:
+    if isinstance(work.mu, Tensor):
+        config["mu"] = work.mu.expand(len(work.start), 1)[rows, 0].tolist()
+    elif work.mu:
         config["mu"] = float(work.mu)
     if work.velocity is not None:
         vectors(VELOCITY, work.velocity)
@@ -339,12 +341,15 @@ def unpack_cohort(form: Form, content: RecordDict, device: torch.device) -> Coho
             like
         )
 
-    scale = config.get("scale", 1.0)
+    def numbers(name: str, usual: float) -> Tensor | float:
+        given = config.get(name, usual)
+        return torch.tensor(given, dtype=torch.float64).to(like)[:, None] if isinstance(given, list) else float(given)
+
     work = Work(
         vectors("arrays").expand(k, -1),
         shift=vectors(SHIFT) if SHIFT in arrays else float(config.get("shift", 0.0)),
-        scale=torch.tensor(scale).to(like)[:, None] if isinstance(scale, list) else float(scale),
-        mu=float(config.get("mu", 0.0)),
+        scale=numbers("scale", 1.0),
+        mu=numbers("mu", 0.0),
         velocity=vectors(VELOCITY).expand(k, -1) if VELOCITY in arrays else None,
         ask=frozenset(config.get("ask", ())),
         other=vectors(OTHER).expand(k, -1) if OTHER in arrays else None,

@@ -72,7 +72,9 @@ class Honest:
             raw = raw + torch.where(busy, a * (y - b), 0.0)
             v = torch.where(busy, local.momentum * v + force, v)
             y = torch.where(busy, y - lr * v, y)
-        span = torch.tensor([local.span(s, t, work.mu) for s in steps], dtype=y.dtype) * work.scale
+        pulls = torch.as_tensor(work.mu).expand(len(steps), 1)[:, 0].tolist()
+        span = torch.tensor([local.span(s, t, mu) for s, mu in zip(steps, pulls, strict=True)], dtype=y.dtype)
+        span = span * work.scale
         told = {"velocity": v} if local.momentum and "velocity" in work.ask else {}
         if "loss-at-start" in work.ask:
             told["loss-at-start"] = 0.5 * (a * (start - b) ** 2).sum(1)

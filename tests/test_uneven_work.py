@@ -1,0 +1,103 @@
+"""Work that differs from client to client, from parameter to parameter and from step to step.
+
+The engines against the step written out with autograd; then messages, spans, and cohorts of several runs at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import same
+from test_engine import elsewhere, toy, train
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fedsim import LocalSGD, Loop, Stacked, Work, keyed
+from fedsim.engine.loop import batch_rows, rows_of
+from fedsim.engine.plan import Job
+from fedsim.task import Task
+
+N = 6
+LOCALS = [
+    LocalSGD(lr=0.2, steps=5, batch=4),
+    LocalSGD(lr=0.1, epochs=2, batch=8, momentum=0.6, weight_decay=0.1),
+]
+ENGINES = [Stacked(2), Stacked(8), Loop()]
+HOW = {"ids": str}
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    found = toy("mlp", n=N)
+    assert len(set(found.sizes)) > 3
+    return found
+
+
+def noise(task: Task, seed: int, rows: int = N) -> Tensor:
+    return 0.1 * torch.randn(rows, task.layout.size, dtype=task.dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def slope(task: Task, y: Tensor, rows: Tensor, key: Tensor) -> Tensor:
+    """The minibatch gradient [P] at y."""
+    y = y.clone().requires_grad_()
+    task.losses(task.layout.views(y), task.inputs[rows], task.targets[rows], key).mean().backward()
+    assert y.grad is not None
+    return y.grad
+
+
+def minibatch(task: Task, local: LocalSGD, i: int, s: int) -> tuple[Tensor, Tensor]:
+    """Places in the pool, and the key, of client i's step s in round 0."""
+    key = keyed.fold(3, "client", 0, torch.tensor([i]))[0]
+    return batch_rows(task, local, rows_of(task, i), key, s), keyed.fold(key, "step", s)
+
+
+# A pull of each client's own -----------------------------------------------------------------------------------------
+
+PULLS = torch.tensor([[0.0], [0.1], [0.5], [1.0], [2.0], [0.3]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("engine", ENGINES, **HOW)
+@pytest.mark.parametrize("local", LOCALS, ids=["plain", "heavy"])
+def test_each_client_is_pulled_as_hard_as_it_was_told(task: Task, local: LocalSGD, engine: Any) -> None:
+    """Each gets what it would get from a number: move, loss and span."""
+    together = train(engine, task, local, mu=PULLS, shift=noise(task, 1))
+    for i in range(N):
+        alone = train(Loop(), task, local, who=[i], mu=float(PULLS[i]), shift=noise(task, 1)[i : i + 1])
+        torch.testing.assert_close(together.delta[i], alone.delta[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(together.span[i], alone.span[0], rtol=1e-12, atol=0)
+    other = train(engine, task, local, mu=PULLS.flip(0), shift=noise(task, 1))
+    assert not torch.allclose(other.delta, together.delta, atol=1e-4)
+
+
+def test_runs_with_own_and_with_common_pulls_share_the_lanes(task: Task) -> None:
+    who = torch.arange(N)
+    x, keys = task.fresh(1).expand(N, -1), keyed.fold(3, "client", 0, who)
+    jobs = [
+        Job(task, who, Work(x, mu=PULLS), keys, LOCALS[0]),
+        Job(task, who, Work(x, mu=0.4, shift=noise(task, 2)), keys, LOCALS[0]),
+        Job(task, who, Work(x), keys, LOCALS[0]),
+    ]
+    engine = Stacked(3)
+    for job, answer in zip(jobs, engine.together(jobs), strict=True):
+        own = engine(*job)
+        same(answer.delta, own.delta)
+        same(answer.span, own.span)
+
+
+def test_own_pulls_ask_the_device_nothing(task: Task) -> None:
+    away, work = told_elsewhere(task, mu=PULLS)
+    with away[0]:
+        answer = Stacked(4)(*away[1:3], work, *away[3:])
+        assert answer.delta.device.type == answer.span.device.type == "lazy"
+
+
+def told_elsewhere(task: Task, **work: Any) -> tuple[tuple[Any, ...], Work]:
+    """A mode, and all that an engine is given, for a device that is not there; vectors of `work` are sent there."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        away = elsewhere(task)
+        x = torch.zeros(task.layout.size, device="lazy", dtype=task.dtype)
+        keys = keyed.fold(7, "client", 3, torch.arange(N, device="lazy"))
+        there = {name: value.to("lazy") if isinstance(value, Tensor) else value for name, value in work.items()}
+    return (mode, away, torch.arange(N), keys, LOCALS[0], 3), Work(x.expand(N, -1), **there)
