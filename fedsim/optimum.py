@@ -141,7 +141,7 @@ def drifted(
     work = Work(sent.start, sent.shift, sent.scale, sent.mu, against=sent.against)
     work = work._replace(**{
         name: value.to(torch.float64)
-        for name in ("shift", "scale", "mu") if hasattr(value := getattr(work, name), "to")
+        for name in ("shift", "scale", "mu", "against") if hasattr(value := getattr(work, name), "to")
     })  # fmt: skip
     engine, keys = Stacked(chunk=LANES), torch.zeros(task.n, dtype=torch.int64, device=task.device)
 

@@ -36,12 +36,13 @@ class Work(NamedTuple):
 
     start: Tensor  # [k, P]  where each begins
     shift: Tensor | float = 0.0  # [k, P]  added to every local gradient (SCAFFOLD, FedDyn, tracking); broadcasts
-    scale: Tensor | float = 1.0  #         multiplies every local gradient (FedAvg-M, SCAFFOLD-M); [k, 1] or a number
+    scale: Tensor | float = 1.0  #         multiplies every local gradient (FedAvg-M, SCAFFOLD-M); a number
+    #        or [k, 1]; or for each parameter (Mime with Adam) [k, P] or [1, P]
     mu: Tensor | float = 0.0  #         pull towards start (FedProx, FedDyn); [k, 1] or a number
     velocity: Tensor | None = None  # [k, P]  local momentum kept across rounds (gossip with momentum)
     ask: frozenset[str] = frozenset()  # extras to report, of EXTRAS
     other: Tensor | None = None  # [k, P]  a second point, which stays where it is (FedAvg-M-VR); twice the gradients
-    against: float = 0.0  #         how much the gradient there, on the same minibatch, counts against the first
+    against: Tensor | float = 0.0  # how much the gradient there, on the same minibatch, counts against the first
 
 
 class Round(NamedTuple):
@@ -109,6 +110,15 @@ class Strategy(ABC):
     def pick(self, state: Any, available: Tensor, chosen: Tensor) -> Tensor:
         """Who is asked to train [k], out of the available [m]; by default whom the schedule chose."""
         return chosen
+
+    def survey(self, state: Any, who: Tensor) -> Work | None:
+        """What the clients `who` [k] are asked before they are told anything: its `ask`, at its `start`. None: nothing.
+        Nobody trains for that; the answers come to `surveyed`. Reads the state only."""
+        return None
+
+    def surveyed(self, state: Any, round: Round) -> Any:
+        """The state that `send` is given, from one and the answers to `survey` in round.told. Consumes the state."""
+        return state
 
     @abstractmethod
     def send(self, state: Any, who: Tensor) -> Work:
@@ -238,6 +248,12 @@ class Wrapper(Strategy):
 
     def pick(self, state: Any, available: Tensor, chosen: Tensor) -> Tensor:
         return self.inner.pick(self.within(state), available, chosen)
+
+    def survey(self, state: Any, who: Tensor) -> Work | None:
+        return self.inner.survey(self.within(state), who)
+
+    def surveyed(self, state: Any, round: Round) -> Any:
+        return state._replace(inner=self.inner.surveyed(self.within(state), round))
 
     def send(self, state: Any, who: Tensor) -> Work:
         return self.inner.send(self.within(state), who)

@@ -184,6 +184,7 @@ STRATEGIES = [
     SCAFFOLDMVR(beta=0.5),
     MimeLite(),
     FedDyn(alpha=0.3, by_weight=True),
+    MimeLite(base="adam"),
     FedProx(mu=0.3),
     FedProx(inner=FedAdam(inner=MIFA())),
     FedAdam(),

@@ -59,6 +59,7 @@ from fedsim.strategies import (
     GossipPGA,
     GradientTracking,
     MaxNormSync,
+    Mime,
     MimeLite,
     Personal,
     QGDSGDm,
@@ -151,6 +152,13 @@ def table() -> dict[str, Strategy]:
         "FedCM known": FedCM(alpha=0.5, weights=weights.Known()),
         "MimeLite β=0": MimeLite(momentum=0.0),
         "MimeLite present": MimeLite(weights=weights.Present()),
+        "MimeLite adam": MimeLite(base="adam"),
+        "MimeLite rmsprop": MimeLite(base="rmsprop"),
+        "MimeLite adagrad": MimeLite(base="adagrad"),
+        "Mime β=0": Mime(momentum=0.0),
+        "Mime adam": Mime(base="adam", weights=weights.Present()),
+        "FedAdam Mime": FedAdam(Mime(base="rmsprop")),
+        "FedProx Mime": FedProx(Mime(momentum=0.5), mu=0.1, stragglers="drop"),
         "FedNova known": FedNova(weights=weights.Known()),
         "FedDyn α=1": FedDyn(alpha=1.0),
         "FedDyn by weight": FedDyn(alpha=1.0, by_weight=True),
@@ -395,6 +403,7 @@ KEPT = "clients keep a part to themselves, which no move of the server's reaches
 HEAVY = "the server's momentum goes on pushing; with momentum 0 it is FedAvg"
 PULL = "μ > 0 pulls the local steps; with μ = 0 the law holds"
 DRIFT = "corrects the local steps by control variates from the second round on"
+MEAN_GRADIENT = "corrects the local steps by the clients' mean gradient"
 LOCALLY = "averages with the neighbours only; on the complete graph, atc, the law holds"
 RESCALED = "rescales the layers after averaging"
 AMPLIFIED = "amplifies the move of every period; with η = 1 it is FedAvg, see test_memory_strategies.py"
@@ -434,8 +443,9 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
     (everyone_is_fedavg, "FedAvgMVR", TAKEN_ALONG),
     (everyone_is_fedavg, "FedProx SCAFFOLDMVR", DRIFT),
     (everyone_is_fedavg, "FedCM known", TAKEN_ALONG),
-    (everyone_is_fedavg, "MimeLite", TAKEN_ALONG),
-    (everyone_is_fedavg, "MimeLite present", TAKEN_ALONG),
+    *((everyone_is_fedavg, f"MimeLite{name}", TAKEN_ALONG) for name in ("", " present", " a*", " rmsprop")),
+    *((everyone_is_fedavg, name, MEAN_GRADIENT) for name in ("Mime", "Mime ?*")),
+    (everyone_is_fedavg, "FedProx Mime", PULL),
     (everyone_is_fedavg, "FedDyn*", "regularises the local objectives, and x by what they have told"),
     (everyone_is_fedavg, "FedProx MimeLite", TAKEN_ALONG),
     (everyone_is_fedavg, "FedProx FedNova", PULL),
@@ -501,7 +511,7 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
             ("SCAFFOLD*", "keeps gradients, not updates: no case of the rule"),
             ("FedAvgMVR*", "keeps a direction, not updates: no case of the rule"),
             ("FedCM*", "keeps a direction, not updates: no case of the rule"),
-            ("MimeLite*", "keeps a momentum, not updates: no case of the rule"),
+            ("Mime*", "keeps a momentum, not updates: no case of the rule"),
             ("FedDyn*", "keeps gradients, not updates: no case of the rule"),
             ("FedNova*", "scales updates by the work in them: no case of the rule"),
             ("*DPSGD*", "has no server"),

@@ -101,3 +101,56 @@ def told_elsewhere(task: Task, **work: Any) -> tuple[tuple[Any, ...], Work]:
         keys = keyed.fold(7, "client", 3, torch.arange(N, device="lazy"))
         there = {name: value.to("lazy") if isinstance(value, Tensor) else value for name, value in work.items()}
     return (mode, away, torch.arange(N), keys, LOCALS[0], 3), Work(x.expand(N, -1), **there)
+
+
+# What each parameter's gradient is multiplied by ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES, **HOW)
+@pytest.mark.parametrize("local", LOCALS, ids=["plain", "heavy"])
+@pytest.mark.parametrize("common", [True, False], ids=["for all clients", "for each client"])
+def test_each_parameter_s_gradient_is_multiplied_by_its_own(
+    task: Task, local: LocalSGD, engine: Any, common: bool
+) -> None:
+    """The step written out, with a second point whose gradients are multiplied apart too."""
+    scale, against = (1 + 5 * noise(task, seed, 1 if common else N) for seed in (3, 4))
+    other, shift = task.fresh(2).expand(N, -1) + noise(task, 5), noise(task, 6)
+    answer = train(engine, task, local, scale=scale, against=against, other=other, shift=shift)
+    assert answer.span is None  # there is one for each parameter
+    for i in range(N):
+        y, v = task.fresh(1), torch.zeros(task.layout.size, dtype=task.dtype)
+        for s in range(local.count(task.sizes[i])):
+            rows, key = minibatch(task, local, i, s)
+            one, two = (slope(task, at, rows, key) + local.weight_decay * at for at in (y, other[i]))
+            j = 0 if common else i
+            v = local.momentum * v + scale[j] * one - against[j] * two + shift[i]
+            y = y - local.lr * v
+        torch.testing.assert_close(answer.delta[i], y - task.fresh(1), rtol=1e-9, atol=1e-12)
+
+
+def test_runs_with_numbers_and_with_vectors_share_the_lanes(task: Task) -> None:
+    who = torch.arange(N)
+    x, keys = task.fresh(1).expand(N, -1), keyed.fold(3, "client", 0, who)
+    works = [
+        Work(x, scale=1 + noise(task, 1, 1), other=x, against=1 + noise(task, 2)),
+        Work(x, scale=0.4, other=x + noise(task, 3), against=torch.linspace(0, 1, N, dtype=task.dtype)[:, None]),
+        Work(x, scale=0.4, other=x, against=0.4),
+    ]
+    jobs, engine = [Job(task, who, work, keys, LOCALS[0]) for work in works], Stacked(3)
+    for job, answer in zip(jobs, engine.together(jobs), strict=True):
+        same(answer.delta, engine(*job).delta)
+
+
+def test_a_question_moves_nobody(task: Task) -> None:
+    """With no work to do a client only answers, in either engine, and answers the same."""
+    ask, nobody = frozenset({"gradient-at-start"}), torch.zeros(N)
+    told = []
+    for engine in ENGINES:
+        answer = train(engine, task, LOCALS[0], ask=ask, effort=nobody)
+        assert not answer.delta.any()
+        assert not answer.loss.any()
+        told.append(answer.told["gradient-at-start"])
+    torch.testing.assert_close(told[0], told[2], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(told[1], told[2], rtol=1e-9, atol=1e-12)
+    working = train(Loop(), task, LOCALS[0], ask=ask)
+    torch.testing.assert_close(told[2], working.told["gradient-at-start"], rtol=0, atol=0)

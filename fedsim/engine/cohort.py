@@ -42,7 +42,7 @@ class Second(NamedTuple):
 
     bank: Tensor  # [m, P]  distinct ones,
     at_bank: Tensor  # [K]     and which of them each has
-    against: Tensor  # [K, 1]  what their gradients are multiplied by, to be taken off
+    against: Tensor | float  # what their gradients are multiplied by, to be taken off; as `Work.scale`
 
 
 def is_plain(job: Job) -> bool:
@@ -82,11 +82,8 @@ def starts(jobs: Sequence[Job]) -> tuple[Tensor, Tensor]:
 
 def second_of(jobs: Sequence[Job]) -> Second:
     """The second points of cohorts that have them."""
-    import torch
-
     points = [job.work.other for job in jobs if job.work.other is not None]
-    against = torch.cat([points[0].new_full((len(job.who), 1), job.work.against) for job in jobs])
-    return Second(*distinct(points), against)
+    return Second(*distinct(points), merged(jobs, ("against",)).against)
 
 
 def distinct(points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -103,14 +100,14 @@ def distinct(points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return joined(rows), joined(index).to(points[0].device)
 
 
-def merged(jobs: Sequence[Job]) -> Work:
+def merged(jobs: Sequence[Job], names: Sequence[str] = ("shift", "scale", "mu")) -> Work:
     """The work of K clients, without starts: numbers where all have the same number, else a row for each."""
     import torch
 
     works = [job.work for job in jobs]
     sizes = [len(job.who) for job in jobs]
     found: dict[str, Any] = {}
-    for name in ("shift", "scale", "mu"):
+    for name in names:
         given = [getattr(work, name) for work in works]
         if len(jobs) == 1 or (isinstance(given[0], (int, float)) and all(is_number(v, given[0]) for v in given[1:])):
             found[name] = given[0]

@@ -45,6 +45,7 @@ class Loop:
                         told[name].append(answer)
             y = work.start[j].clone()
             shift, scale, mu = (squeeze(per_client(value, at)) for value in (work.shift, work.scale, work.mu))
+            against = squeeze(per_client(work.against, at))
             velocity = None
             if local.momentum:
                 velocity = torch.zeros_like(y) if work.velocity is None else work.velocity[j].clone()
@@ -64,7 +65,7 @@ class Loop:
                     g = g * scale
                 if work.other is not None:
                     second, _ = slope_of(task, work.other[j], here, keyed.fold(keys[j], "step", s))
-                    g = g - work.against * (second + local.weight_decay * work.other[j])
+                    g = g - against * (second + local.weight_decay * work.other[j])
                 if not is_number(mu, 0.0):
                     g = g + mu * (y - work.start[j])
                 if not is_number(shift, 0.0):

@@ -77,10 +77,10 @@ def deal(steps: Sequence[int], many: int) -> list[list[int]]:
 
 
 def spans(local: LocalSGD, steps: list[int], t: int, work: Work) -> Tensor | None:
-    """Round.span [k] of clients that took `steps`; None with clipping."""
+    """Round.span [k] of clients that took `steps`; None with clipping, or where every parameter has its own."""
     import torch
 
-    if local.clip is not None:
+    if local.clip is not None or (not isinstance(work.scale, (int, float)) and work.scale.shape[-1:].numel() > 1):
         return None
     if isinstance(work.mu, (int, float)):
         worth = {s: local.span(s, t, work.mu) for s in set(steps)}
@@ -88,7 +88,7 @@ def spans(local: LocalSGD, steps: list[int], t: int, work: Work) -> Tensor | Non
     else:
         span = pulled(local, steps, t, work.mu).to(work.start.dtype)
     scale = work.scale
-    return span * (scale if isinstance(scale, (int, float)) else scale.amax(-1))  # entries that stand still have 0
+    return span * (scale if isinstance(scale, (int, float)) or not scale.ndim else scale[..., 0])
 
 
 def pulled(local: LocalSGD, steps: list[int], t: int, mu: Tensor) -> Tensor:

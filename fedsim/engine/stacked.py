@@ -142,6 +142,7 @@ class Stacked:
         y = room.y.copy_(bank[cohort.at_bank[at]])  # [c, P]
         velocity = None if cohort.velocity is None else cohort.velocity[at]
         flat = None if cohort.plain else torch.empty_like(y)
+        beside = None if cohort.second is None else torch.empty_like(y)  # [c, P]  gradients at the second point
         raw = None if cohort.raw is None else torch.zeros_like(y)  # [c, P]  its gradients so far
         values = torch.zeros_like(plan.examples)  # [c, S]
         for s, step in enumerate(plan.steps()):
@@ -157,16 +158,16 @@ class Stacked:
                         raw.add_(y, alpha=local.weight_decay)
                 start = None if is_number(work.mu, 0.0) else bank[cohort.at_bank[at]]
                 adjust(flat, y, work, start, local, at)
-                if cohort.second is not None:
-                    against = cohort.second.against[at]
+                if cohort.second is not None and beside is not None:
                     here, there = y.clone(), cohort.second.bank[cohort.second.at_bank[at]]
                     y.copy_(there)  # the room's gradients are those at y
                     *slopes, _ = room.gradients(step.places, step.weights, step.keys, None)
                     y.copy_(here)
+                    for view, slope in zip(task.layout.views(beside).values(), slopes, strict=True):
+                        view.copy_(slope)
                     if local.weight_decay:
-                        flat.sub_(against * local.weight_decay * there)
-                    for view, slope in zip(task.layout.views(flat).values(), slopes, strict=True):
-                        view.sub_(against.view(-1, *[1] * (slope.ndim - 1)) * slope)
+                        beside.add_(there, alpha=local.weight_decay)
+                    flat.sub_(beside.mul_(per_client(cohort.second.against, at)))
                 if velocity is not None:
                     velocity.mul_(local.momentum).add_(flat)
                 y.sub_(torch.mul(flat if velocity is None else velocity, step.rates[:, None], out=flat))

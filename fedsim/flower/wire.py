@@ -13,16 +13,18 @@ besides, as far as there is any
     "fedsim.shift"     ArrayRecord   added to every local gradient
     "fedsim.velocity"  ArrayRecord   local momentum to start with
     "fedsim.other"     ArrayRecord   a second point, whose gradients times `against` are taken off
+    "fedsim.scale"     ArrayRecord   scale and against where each parameter has its own, "fedsim.against"
 
 A reply holds one ArrayRecord, the updated model, or instead "fedsim.delta", how far it moved: exact, where the
 difference of two models is rounded. Answers to `ask` come as metrics "told.<name>" or ArrayRecords
 "fedsim.told.<name>". A config's "honoured" lists which of shift, scale, mu, other, velocity, effort and "ask <name>"
-the training went by: an app that did not declare it beforehand must say so.
+the training went by, and "each parameter" where scale is an ArrayRecord: an app that did not declare it beforehand must
+say so.
 
 A node that hosts many clients gets one message for all of its that are asked. "fedsim" then lists "who", their "keys",
-"efforts" and, if they differ, "scale" and "mu"; "arrays", "fedsim.shift" and "fedsim.velocity" hold [k, ...] where
-they differ from client to client ("each" lists which do), else what all have in common. The reply is "fedsim.delta"
-and "fedsim.told.<name>" [k, ...], and metrics that are lists, in the order of its own "who".
+"efforts" and, if they differ, "scale", "mu" and "against"; "arrays" and our records hold [k, ...] where they differ
+from client to client ("each" lists which do), else what all have in common. The reply is "fedsim.delta" and
+"fedsim.told.<name>" [k, ...], and metrics that are lists, in the order of its own "who".
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from fedsim.task import Layout
 
 OURS = "fedsim"
 DELTA, SHIFT, VELOCITY, TOLD = f"{OURS}.delta", f"{OURS}.shift", f"{OURS}.velocity", f"{OURS}.told."
-OTHER = f"{OURS}.other"
+OTHER, SCALE, AGAINST = f"{OURS}.other", f"{OURS}.scale", f"{OURS}.against"
 TOLD_METRIC = "told."
 
 
@@ -152,6 +154,11 @@ def row(value: Tensor | float, j: int, like: Tensor) -> Tensor | float:
     return float(value) if value.ndim == 0 else value
 
 
+def parameterwise(value: Tensor | float) -> bool:
+    """Whether each parameter has its own, and not each client."""
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[-1] > 1
+
+
 def needs(work: Work) -> list[str]:
     """What a client must understand of the work beyond where to start, in words."""
     out = []
@@ -159,6 +166,8 @@ def needs(work: Work) -> list[str]:
         out.append("shift")
     if isinstance(work.scale, Tensor) or work.scale != 1.0:
         out.append("scale")
+    if parameterwise(work.scale) or parameterwise(work.against):
+        out.append("each parameter")
     if isinstance(work.mu, Tensor) or work.mu:
         out.append("mu")
     if work.other is not None:
@@ -180,15 +189,19 @@ def pack_work(
     elif shift:
         config["shift"] = shift
     if isinstance(scale, Tensor) and scale.numel() > 1:
-        raise ValueError("the strategy scales each parameter's gradient apart; a message carries one scale per client")
-    if float(scale) != 1.0:
+        records[SCALE] = form.record(scale)
+    elif float(scale) != 1.0:
         config["scale"] = float(scale)
     if mu := float(row(work.mu, j, work.start)):
         config["mu"] = mu
     if work.velocity is not None:
         records[VELOCITY] = form.record(work.velocity[j])
     if work.other is not None:
-        records[OTHER], config["against"] = form.record(work.other[j]), float(work.against)
+        records[OTHER], against = form.record(work.other[j]), row(work.against, j, work.start)
+        if isinstance(against, Tensor) and against.numel() > 1:
+            records[AGAINST] = form.record(against)
+        else:
+            config["against"] = float(against)
     if work.ask:
         config["ask"] = sorted(work.ask)
     if effort < 1:
@@ -200,18 +213,21 @@ def unpack_work(form: Form, content: RecordDict, start: Tensor) -> Work:
     """The work [1, P] of the client that got this message."""
     config = ours(content)
     arrays = content.array_records
-    shift: Tensor | float = float(config.get("shift", 0.0))
-    if SHIFT in arrays:
-        shift = form.flat(arrays[SHIFT])[None].to(start)
+
+    def value(name: str, usual: float) -> Tensor | float:
+        """One number, or one for each parameter."""
+        at = f"{OURS}.{name}"
+        return form.flat(arrays[at])[None].to(start) if at in arrays else float(config.get(name, usual))
+
     return Work(
         start[None],
-        shift=shift,
-        scale=float(config.get("scale", 1.0)),
+        shift=value("shift", 0.0),
+        scale=value("scale", 1.0),
         mu=float(config.get("mu", 0.0)),
         velocity=form.flat(arrays[VELOCITY])[None].to(start) if VELOCITY in arrays else None,
         ask=frozenset(config.get("ask", ())),
         other=form.flat(arrays[OTHER])[None].to(start) if OTHER in arrays else None,
-        against=float(config.get("against", 0.0)),
+        against=value("against", 0.0),
     )
 
 
@@ -296,24 +312,23 @@ def pack_cohort(
         vectors(SHIFT, shift.expand(len(shift), work.start.shape[1]))
     elif work.shift:
         config["shift"] = float(work.shift)
-    if isinstance(work.scale, Tensor):
-        if work.scale.ndim and work.scale.shape[-1] > 1:
-            raise ValueError(
-                "the strategy scales each parameter's gradient apart; a message carries one scale per client"
-            )
-        scale = work.scale.reshape(-1)
-        config["scale"] = (scale[rows] if len(scale) > 1 else scale).tolist()
-    elif work.scale != 1.0:
-        config["scale"] = float(work.scale)
-    if isinstance(work.mu, Tensor):
-        config["mu"] = work.mu.expand(len(work.start), 1)[rows, 0].tolist()
-    elif work.mu:
-        config["mu"] = float(work.mu)
+
+    def values(name: str, value: Tensor | float, usual: float) -> None:
+        """A number for all, for each client, or for each parameter."""
+        if isinstance(value, Tensor) and parameterwise(value):
+            vectors(f"{OURS}.{name}", value.reshape(-1, value.shape[-1]))
+        elif isinstance(value, Tensor):
+            config[name] = value.expand(len(work.start), 1)[rows, 0].tolist()
+        elif value != usual:
+            config[name] = float(value)
+
+    values("scale", work.scale, 1.0)
+    values("mu", work.mu, 0.0)
     if work.velocity is not None:
         vectors(VELOCITY, work.velocity)
     if work.other is not None:
         vectors(OTHER, work.other)
-        config["against"] = float(work.against)
+        values("against", work.against, 0.0)
     if work.ask:
         config["ask"] = sorted(work.ask)
     config["each"] = each
@@ -341,19 +356,22 @@ def unpack_cohort(form: Form, content: RecordDict, device: torch.device) -> Coho
             like
         )
 
-    def numbers(name: str, usual: float) -> Tensor | float:
+    def value(name: str, usual: float) -> Tensor | float:
+        """A number for all, for each client, or for each parameter."""
+        if (at := f"{OURS}.{name}") in arrays:
+            return vectors(at)
         given = config.get(name, usual)
         return torch.tensor(given, dtype=torch.float64).to(like)[:, None] if isinstance(given, list) else float(given)
 
     work = Work(
         vectors("arrays").expand(k, -1),
-        shift=vectors(SHIFT) if SHIFT in arrays else float(config.get("shift", 0.0)),
-        scale=numbers("scale", 1.0),
-        mu=numbers("mu", 0.0),
+        shift=value("shift", 0.0),
+        scale=value("scale", 1.0),
+        mu=value("mu", 0.0),
         velocity=vectors(VELOCITY).expand(k, -1) if VELOCITY in arrays else None,
         ask=frozenset(config.get("ask", ())),
         other=vectors(OTHER).expand(k, -1) if OTHER in arrays else None,
-        against=float(config.get("against", 0.0)),
+        against=value("against", 0.0),
     )
     keys = torch.tensor(config["keys"], dtype=torch.int64, device=device)
     efforts = torch.tensor(config["efforts"], dtype=torch.float32)

@@ -31,7 +31,7 @@ from fedsim.strategies.gossip_pga import GossipPGA
 from fedsim.strategies.gradient_tracking import GradientTracking
 from fedsim.strategies.max_norm_sync import MaxNormSync
 from fedsim.strategies.mifa import MIFA
-from fedsim.strategies.mimelite import MimeLite
+from fedsim.strategies.mime import Mime, MimeLite
 from fedsim.strategies.personal import Personal
 from fedsim.strategies.qg_dsgdm import QGDSGDm
 from fedsim.strategies.random_walk import RandomWalk
@@ -83,6 +83,7 @@ __all__ = [
     "GossipPGA",
     "GradientTracking",
     "MaxNormSync",
+    "Mime",
     "MimeLite",
     "Personal",
     "QGDSGDm",

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from fedsim.task import Layout
 
 
+UNKNOWN = (
+    "{} tells clients {}, and of the part that they keep nobody knows what that would be; take another strategy inside"
+    " Personal"
+)
 KNOWN = ("start", "shift", "scale", "mu", "ask")  # what of a Work is understood for the local part
 
 
@@ -75,6 +79,12 @@ class Personal(Wrapper):
     def within(self, state: State) -> Any:
         return state.inner._replace(x=state.x[self.split(state.x).others])
 
+    def survey(self, state: State, who: Tensor) -> Work | None:
+        work = self.inner.survey(self.within(state), who)
+        if work is not None and self.keep:
+            raise ValueError(UNKNOWN.format(type(core(self.inner)).__name__, "a gradient of all"))
+        return work
+
     def send(self, state: State, who: Tensor) -> Work:
         import torch
 
@@ -83,11 +93,9 @@ class Personal(Wrapper):
             return work
         for name in work._fields:
             value = getattr(work, name)
-            if name not in KNOWN and not (value is None or isinstance(value, (int, float))):
-                raise ValueError(
-                    f"{type(core(self.inner)).__name__} tells clients a {name}, and of the part that they keep nobody"
-                    " knows what that would be; take another strategy inside Personal"
-                )
+            plain = value is None or isinstance(value, (int, float))
+            if not plain and (name not in KNOWN or (name == "scale" and value.shape[-1] > 1)):
+                raise ValueError(UNKNOWN.format(type(core(self.inner)).__name__, f"a {name}"))
         split, h = self.split(state.x), self.kept(state, who)
         shift = work.shift
         if not isinstance(shift, (int, float)):

@@ -73,8 +73,9 @@ class Honest:
             v = torch.where(busy, local.momentum * v + force, v)
             y = torch.where(busy, y - lr * v, y)
         pulls = torch.as_tensor(work.mu).expand(len(steps), 1)[:, 0].tolist()
-        span = torch.tensor([local.span(s, t, mu) for s, mu in zip(steps, pulls, strict=True)], dtype=y.dtype)
-        span = span * work.scale
+        worth = torch.tensor([local.span(s, t, mu) for s, mu in zip(steps, pulls, strict=True)], dtype=y.dtype)
+        scale = torch.as_tensor(work.scale, dtype=y.dtype)
+        span = None if scale.shape[-1:].numel() > 1 else worth * (scale[..., 0] if scale.ndim else scale)
         told = {"velocity": v} if local.momentum and "velocity" in work.ask else {}
         if "loss-at-start" in work.ask:
             told["loss-at-start"] = 0.5 * (a * (start - b) ** 2).sum(1)
