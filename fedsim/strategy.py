@@ -28,6 +28,14 @@ CLIPPED = "{} needs delta = -span * mean gradient, which clipping breaks: leave 
 EXTRAS = frozenset({"gradient-at-start", "loss-at-start", "mean-gradient", "velocity"})
 
 
+class Phase(NamedTuple):
+    """A part of a client's turn, in which some parameters stand still: no step, no decay, their momentum waits."""
+
+    share: float  # of the client's steps, rounded down; the last phase has the rest
+    free: Tensor  # [P]  bool: which parameters move
+    counts: bool = True  # whether its steps are those of `Round.span` and of the mean gradient
+
+
 class Work(NamedTuple):
     """What the present clients are told. A client takes the steps
 
@@ -43,6 +51,7 @@ class Work(NamedTuple):
     ask: frozenset[str] = frozenset()  # extras to report, of EXTRAS
     other: Tensor | None = None  # [k, P]  a second point, which stays where it is (FedAvg-M-VR); twice the gradients
     against: Tensor | float = 0.0  # how much the gradient there, on the same minibatch, counts against the first
+    phases: tuple[Phase, ...] = ()  # one after the other (FedRep); none: all parameters move in all steps
 
 
 class Round(NamedTuple):

@@ -18,7 +18,7 @@ import fedsim
 from fedsim.engine import Engine, Loop, Stacked, choose
 from fedsim.participation import Schedule
 from fedsim.strategies import SCAFFOLD, FedAU, FedAvg, FedProx, Mime
-from fedsim.strategy import EXTRAS, Strategy, Work
+from fedsim.strategy import EXTRAS, Phase, Strategy, Work
 from fedsim.task import Task
 
 with warnings.catch_warnings():
@@ -141,6 +141,14 @@ WORKS = {
     "each parameter": Work(X, scale=X[:1] * 2),
     "each client's parameters": Work(X, scale=X * 2, other=X, against=X * 3),
     "each client's second point": Work(X, other=X, against=torch.tensor([[0.5], [0.0], [0.1], [2.0]])),
+    "phases": Work(
+        X,
+        phases=(
+            Phase(0.25, torch.tensor([True, False, True]), counts=False),
+            Phase(0.5, torch.tensor([False, False, True])),
+            Phase(0.25, torch.tensor([True, True, True])),
+        ),
+    ),
     "own pulls": Work(X, mu=torch.tensor([[0.5], [0.0], [0.1], [2.0]])),
     "in common": Work(X, shift=X[:1] * 2, scale=torch.tensor([[0.5]]), velocity=X[:1].repeat(4, 1)),
     "two points": Work(X, other=X * 4, against=0.7),
@@ -167,6 +175,10 @@ def test_all_of_the_work_arrives(name: str, rows: list[int]) -> None:
     assert (there.t, there.who.tolist(), there.keys.tolist()) == (7, rows, keys)
     assert torch.equal(there.efforts, torch.tensor(efforts))
     assert there.work.ask == work.ask
+    assert len(there.work.phases) == len(work.phases)
+    for said, got in zip(work.phases, there.work.phases, strict=True):
+        assert (said.share, said.counts) == (got.share, got.counts)
+        assert torch.equal(said.free, got.free)
     for field in ("start", "shift", "scale", "mu", "velocity", "other", "against"):
         said, got = getattr(work, field), getattr(there.work, field)
         if isinstance(said, torch.Tensor):
@@ -436,3 +448,10 @@ def test_a_federation_of_supernodes_with_many_clients(tmp_path: Path) -> None:
     heard = [said["node"] for event in events if isinstance(event, compare.Heard) for said in event.replies.values()]
     assert len(set(heard)) == 2
     assert len(heard) > 4
+
+
+@pytest.mark.parametrize("runs", [[1, 1], [1, 3], [2, 2, 3, 1], []])
+def test_phases_that_do_not_say_of_every_parameter_are_refused(runs: list[int]) -> None:
+    config = {"phases": [1.0], "phases-count": [1], "phases-free": runs}
+    with pytest.raises(wire.Unfit, match="of 3 parameters which move"):
+        wire.phases_unpacked(config, 3, torch.device("cpu"))

@@ -25,11 +25,13 @@ from fedsim.strategies import (
     FedAvg,
     FedDyn,
     FedProx,
+    FedRep,
     FedStale,
     FedVARP,
     GradientTracking,
     Mime,
     MimeLite,
+    Personal,
     VarianceCorrection,
 )
 from fedsim.strategy import Strategy, Work
@@ -158,6 +160,8 @@ CASES: list[tuple[Strategy, fedsim.LocalSGD]] = [
     (FedDyn(alpha=0.3, by_weight=True), HEAVY),
     (MimeLite(base="adam"), PLAIN),
     (Mime(), PLAIN),
+    (FedRep(Personal(SCAFFOLD(), keep=("1.bias",)), head=0.5), PLAIN),
+    (FedRep(Personal(MIFA(), keep=("1.bias",)), head=0.5), HEAVY),
     (Mime(base="adam"), PLAIN),
     (DPSGD(mixing=ring()), PLAIN),
     (DPSGD(mixing=ring(), order="atc"), HEAVY),

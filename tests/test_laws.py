@@ -51,6 +51,7 @@ from fedsim.strategies import (
     FedDyn,
     FedNova,
     FedProx,
+    FedRep,
     FedStale,
     FedVARP,
     FedYogi,
@@ -177,6 +178,10 @@ def table() -> dict[str, Strategy]:
         "Personal half": Personal(layout=HALVES),
         "FedProx Personal SCAFFOLD": FedProx(Personal(SCAFFOLD(), layout=HALVES), mu=0.1),
         "FedAdam Personal FedAU": FedAdam(Personal(FedAU(), layout=HALVES)),
+        "FedRep nothing": FedRep(Personal(keep=()), head=0.0),
+        "FedRep nothing FedAU": FedRep(Personal(FedAU(), keep=()), head=0.0),
+        "FedRep half": FedRep(Personal(layout=HALVES), head=0.5),
+        "FedAdam FedRep SCAFFOLD": FedAdam(FedRep(FedProx(Personal(SCAFFOLD(), layout=HALVES), mu=0.1), head=0.5)),
         "ClientCurriculum all MIFA": ClientCurriculum(MIFA(), start=1.0),
         "ServerLR fading": ServerLR(FedAvg(), Inverse(0.5)),
         "ServerLR FedAU": ServerLR(FedAU(), Inverse(0.5)),
@@ -433,7 +438,10 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
             the_ledger_is_exact,
             traffic_counts_what_is_sent,
         )
-        for name in ("Personal", "Personal half", "FedProx Personal*", "FedAdam Personal*")
+        for name in (
+            *("Personal", "Personal half", "FedProx Personal*", "FedAdam Personal*"),
+            *("FedRep", "FedRep half", "FedAdam FedRep*"),
+        )
     ),
     (everyone_is_fedavg, "ServerLR ?*", "the server's learning rate is not 1"),
     (everyone_is_fedavg, "FedProx", PULL),
@@ -505,6 +513,7 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
                 "ClientCurriculum" if law is beta_1_is_mifa else "ClientCurriculum*",
                 "changes who is asked, not the rule",
             ),
+            ("FedRep*", "changes who has which part, and when it is trained, not the rule"),
             ("Personal*", "changes who has which part, not the rule"),
             ("FedProx", PULL if law is beta_1_is_mifa else "changes the local steps, not the rule"),
             ("FedProx ?*", "changes the local steps, not the rule"),

@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedsim import LocalSGD, Loop, Stacked, Work, keyed
 from fedsim.engine.loop import batch_rows, rows_of
-from fedsim.engine.plan import Job
+from fedsim.engine.plan import Job, ends
+from fedsim.strategy import Phase
 from fedsim.task import Task
 
 N = 6
@@ -154,3 +155,111 @@ def test_a_question_moves_nobody(task: Task) -> None:
     torch.testing.assert_close(told[1], told[2], rtol=1e-9, atol=1e-12)
     working = train(Loop(), task, LOCALS[0], ask=ask)
     torch.testing.assert_close(told[2], working.told["gradient-at-start"], rtol=0, atol=0)
+
+
+# Phases ---------------------------------------------------------------------------------------------------------------
+
+
+def phases_of(task: Task) -> tuple[Phase, ...]:
+    """Three: the head, everything but the first bias, the body; the first does not count."""
+    free = torch.zeros(3, task.layout.size, dtype=torch.bool)
+    at = dict(zip(task.layout.names, torch.arange(task.layout.size).split(task.layout.sizes), strict=True))
+    head = [name for name in at if name.startswith("3.")]
+    free[0, torch.cat([at[name] for name in head])] = True
+    free[1] = True
+    free[1, at["1.bias"]] = False
+    free[2] = ~free[0]
+    return Phase(0.5, free[0], counts=False), Phase(0.2, free[1]), Phase(0.3, free[2])
+
+
+PHASED = [
+    LocalSGD(lr=0.2, steps=7, batch=4),
+    LocalSGD(lr=0.1, epochs=3, batch=8, momentum=0.6, weight_decay=0.1),
+    LocalSGD(lr=0.2, steps=6, batch=4, momentum=0.3, weight_decay=0.1, clip=0.5),
+]
+
+
+def test_a_phase_ends_where_its_share_rounded_down_ends(task: Task) -> None:
+    phases = phases_of(task)
+    assert ends(phases, 10) == [5, 7, 10]
+    assert ends(phases, 3) == [1, 2, 3]
+    assert ends(phases, 1) == [0, 0, 1]  # the last phase has what there is
+    assert ends((Phase(10 / 11, phases[0].free), Phase(1 / 11, phases[2].free)), 11) == [10, 11]
+
+
+@pytest.mark.parametrize("engine", ENGINES, **HOW)
+@pytest.mark.parametrize("local", PHASED, ids=["plain", "heavy", "clipped"])
+def test_what_is_not_free_stands_still(task: Task, local: LocalSGD, engine: Any) -> None:
+    """torch's own optimiser on models whose parameters are taken out of it and put back."""
+    phases, effort = phases_of(task), torch.tensor([1.0, 0.5, 1.0, 0.3, 1.0, 1.0])
+    answer = train(engine, task, local, phases=phases, effort=effort, ask=frozenset({"mean-gradient"}))
+    for i in range(N):
+        params = {name: view.clone().requires_grad_() for name, view in task.layout.views(task.fresh(1)).items()}
+        sgd = torch.optim.SGD(
+            params.values(), lr=local.lr, momentum=local.momentum, weight_decay=local.weight_decay
+        )  # fmt: skip
+        for value in params.values():  # torch's momentum begins as the first gradient, which is momentum from 0
+            sgd.state[value] = {"momentum_buffer": torch.zeros_like(value)} if local.momentum else {}
+        steps, raw, counted = local.count(task.sizes[i], float(effort[i])), torch.zeros_like(task.fresh(1)), 0
+        stops = ends(phases, steps)
+        for s in range(steps):
+            phase = phases[next(j for j, stop in enumerate(stops) if s < stop)]
+            rows, key = minibatch(task, local, i, s)
+            sgd.zero_grad()
+            task.losses(params, task.inputs[rows], task.targets[rows], key).mean().backward()
+            for name, view in task.layout.views(phase.free).items():
+                if not view.any():
+                    params[name].grad = None
+                else:
+                    assert view.all()
+            moving = [value for value in params.values() if value.grad is not None]
+            if local.clip is not None:
+                norm = torch.cat([value.grad.reshape(-1) for value in moving]).norm()
+                for value in moving:
+                    value.grad *= min(1.0, local.clip / float(norm))
+            if phase.counts:
+                counted += 1
+                found = {n: torch.zeros_like(v) if v.grad is None else v.grad for n, v in params.items()}
+                raw += task.layout.flat(found)
+                raw += local.weight_decay * task.layout.flat(params).detach()
+            sgd.step()
+        moved = task.layout.flat(params).detach() - task.fresh(1)
+        torch.testing.assert_close(answer.delta[i], moved, rtol=1e-9, atol=1e-12)
+        if local.clip is None:
+            torch.testing.assert_close(answer.told["mean-gradient"][i], raw / counted, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(answer.span[i], torch.tensor(local.span(counted, 0), dtype=task.dtype))
+        assert torch.equal(answer.delta[i] != 0, (moved != 0))
+
+
+def test_runs_with_other_phases_share_the_lanes(task: Task) -> None:
+    who = torch.arange(N)
+    x, keys, phases = task.fresh(1).expand(N, -1), keyed.fold(3, "client", 0, who), phases_of(task)
+    jobs = [
+        Job(task, who, Work(x, phases=phases), keys, PHASED[0]),
+        Job(task, who, Work(x, phases=(phases[2]._replace(share=1.0),)), keys, PHASED[0]),
+        Job(task, who, Work(x, phases=(phases[2]._replace(share=0.4), phases[0]._replace(share=0.6))), keys, LOCALS[0]),
+        Job(task, who, Work(x), keys, PHASED[0]),
+    ]
+    engine = Stacked(3)
+    for job, answer in zip(jobs, engine.together(jobs), strict=True):
+        own, slow = engine(*job), Loop()(*job)
+        same(answer.delta, own.delta)
+        same(answer.span, own.span)
+        torch.testing.assert_close(own.delta, slow.delta, rtol=1e-9, atol=1e-12)
+        same(own.span, slow.span)
+
+
+def test_phases_ask_the_device_nothing(task: Task) -> None:
+    phases = phases_of(task)
+    away, work = told_elsewhere(task)
+    with away[0]:
+        there = tuple(phase._replace(free=phase.free.to("lazy")) for phase in phases)
+        ask = frozenset({"mean-gradient"})
+        answer = Stacked(4)(*away[1:3], work._replace(phases=there, ask=ask), *away[3:])
+        assert answer.delta.device.type == answer.span.device.type == "lazy"
+
+
+def test_shares_that_are_not_a_whole_turn_are_refused(task: Task) -> None:
+    for engine in ENGINES:
+        with pytest.raises(ValueError, match=r"shares of a turn's phases must sum to 1, got \[0.5, 0.2\]"):
+            train(engine, task, PHASED[0], phases=phases_of(task)[:2])

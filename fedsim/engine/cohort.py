@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim.engine.plan import Job, width
-from fedsim.strategy import Work
+from fedsim.engine.plan import Job, ends, width
+from fedsim.strategy import Phase, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,7 @@ class Cohort(NamedTuple):
     last_velocity: Tensor | None  # [K, P]  and its velocity at the end, where somebody asked,
     raw: Tensor | None  # [K, P]  and the sum of its gradients, where somebody asked
     second: Second | None  # the points whose gradients count against those at the client's own
+    phased: Phased | None  # which parameters stand still when
 
 
 class Second(NamedTuple):
@@ -45,6 +47,41 @@ class Second(NamedTuple):
     against: Tensor | float  # what their gradients are multiplied by, to be taken off; as `Work.scale`
 
 
+class Phased(NamedTuple):
+    """The phases of K clients' turns."""
+
+    free: Tensor  # [F, P]  bool: which parameters move, of every phase that anybody has;
+    counts: Tensor  # [F]     1 where its steps count, else 0
+    first: Tensor  # [K]     each client's first phase,
+    ends: Tensor  # [K, m]  and before which of its steps its phases end; padded with steps it does not take
+
+    def at(self, job: Tensor, tau: Tensor) -> Tensor:
+        """The phases [c, S] in which clients job [c, S] are at their own steps tau [c, S] (-1: idle)."""
+        return self.first[job] + (tau[..., None] >= self.ends[job]).sum(-1)
+
+
+def phased_of(jobs: Sequence[Job], steps: Sequence[Sequence[int]]) -> Phased:
+    """The phases of cohorts that have them, whose clients take so many `steps`."""
+    import torch
+
+    phases: list[Phase] = []
+    first: list[int] = []
+    stops: list[list[int]] = []
+    for job, each in zip(jobs, steps, strict=True):
+        first += [len(phases)] * len(each)
+        stops += [ends(job.work.phases, s)[:-1] for s in each]
+        phases += job.work.phases
+    device, most = jobs[0].task.device, max(map(len, stops), default=0)
+    never = max(itertools.chain.from_iterable(steps), default=0) + 1
+    padded = [[*mine, *[never] * (most - len(mine))] for mine in stops]
+    return Phased(
+        torch.stack([phase.free for phase in phases]),
+        torch.tensor([float(phase.counts) for phase in phases], dtype=jobs[0].task.dtype).to(device),
+        torch.tensor(first).to(device),
+        torch.tensor(padded, dtype=torch.int64).reshape(len(padded), most).to(device),
+    )
+
+
 def is_plain(job: Job) -> bool:
     """Whether a cohort's step is y <- y - lr * gradient and nothing else."""
     local, work = job.local, job.work
@@ -52,6 +89,7 @@ def is_plain(job: Job) -> bool:
     return (
         plain
         and work.other is None
+        and not work.phases
         and is_number(work.mu, 0.0)
         and is_number(work.shift, 0.0)
         and is_number(work.scale, 1.0)
@@ -64,7 +102,7 @@ def kind(job: Job) -> tuple[Any, ...]:
     local = job.local
     return (
         id(job.task), width(job.task, local), is_plain(job), local.momentum, local.weight_decay, local.clip,
-        job.work.other is None,
+        job.work.other is None, not job.work.phases,
     )  # fmt: skip
 
 

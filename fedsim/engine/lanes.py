@@ -52,6 +52,7 @@ class Step(NamedTuple):
     weights: Tensor  # [c, b]  what they count
     keys: Tensor  # [c]
     rates: Tensor  # [c]     learning rates
+    phase: Tensor | None = None  # [c]     of `Cohort.phased`, where there are any
 
 
 class Plan:
@@ -88,5 +89,7 @@ class Plan:
         count = counted.sum(-1)  # [c, S]
         self.examples[:, cut] = count.to(task.dtype)
         weights = counted.to(task.dtype) / count.clamp(min=1)[..., None]
-        columns = (each.unbind(1) for each in (task.rows[places], weights, keys, cohort.rates[job]))
-        return [Step(*each) for each in zip(*columns, strict=True)]
+        columns = [task.rows[places], weights, keys, cohort.rates[job]]
+        if cohort.phased is not None:
+            columns.append(cohort.phased.at(job, tau))
+        return [Step(*each) for each in zip(*(column.unbind(1) for column in columns), strict=True)]

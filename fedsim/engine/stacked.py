@@ -15,9 +15,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedsim.engine import rooms, workers
-from fedsim.engine.cohort import Cohort, is_number, is_plain, joined, kind, merged, per_client, second_of, starts
+from fedsim.engine.cohort import (
+    Cohort,
+    is_number,
+    is_plain,
+    joined,
+    kind,
+    merged,
+    per_client,
+    phased_of,
+    second_of,
+    starts,
+)
 from fedsim.engine.lanes import Plan
-from fedsim.engine.plan import Answer, Job, counts, refuse, sizes, spans, width
+from fedsim.engine.plan import Answer, Job, counted, counts, refuse, sizes, spans, width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,17 +98,19 @@ class Stacked:
                 last_velocity = torch.zeros_like(delta)
         raw = torch.zeros_like(delta) if any("mean-gradient" in one.work.ask for one in jobs) else None
         second = None if jobs[0].work.other is None else second_of(jobs)
+        phased = phased_of(jobs, each) if jobs[0].work.phases else None
         cohort = Cohort(
             task, local, is_plain(jobs[0]), steps, torch.tensor(used, dtype=torch.int64).to(task.device),
             joined([one.who for one in jobs]).to(task.device), joined([one.keys for one in jobs]), bank, at_bank,
             merged(jobs), torch.tensor(rates, dtype=task.dtype).to(task.device), velocity, delta,
-            torch.zeros(len(steps), dtype=task.dtype, device=task.device), last_velocity, raw, second,
+            torch.zeros(len(steps), dtype=task.dtype, device=task.device), last_velocity, raw, second, phased,
         )  # fmt: skip
         plans = [Plan(cohort, members, self.chunk) for members in dealt]
         workers.each(lambda plan: self._fitting(cohort, plan), plans, task.device)
 
         if raw is not None:
-            raw /= torch.tensor(steps, dtype=raw.dtype).to(raw.device)[:, None]
+            worth = [s for one, taken in zip(jobs, each, strict=True) for s in counted(one.work, taken)]
+            raw /= torch.tensor(worth, dtype=raw.dtype).clamp(min=1).to(raw.device)[:, None]
         answers, begin = [], 0
         for one, taken in zip(jobs, each, strict=True):
             mine = slice(begin, begin + len(taken))
@@ -152,10 +165,15 @@ class Stacked:
             if flat is not None:
                 for view, slope in zip(task.layout.views(flat).values(), slopes, strict=True):
                     view.copy_(slope)
+                still = None  # [c, P]  bool
+                if cohort.phased is not None and step.phase is not None:
+                    still = ~cohort.phased.free[step.phase]
+                    flat.masked_fill_(still, 0.0)
                 if raw is not None:
-                    raw.add_(flat)
-                    if local.weight_decay:
-                        raw.add_(y, alpha=local.weight_decay)
+                    own = torch.add(flat, y, alpha=local.weight_decay) if local.weight_decay else flat
+                    if cohort.phased is not None and step.phase is not None:
+                        own = own * cohort.phased.counts[step.phase][:, None]
+                    raw.add_(own)
                 start = None if is_number(work.mu, 0.0) else bank[cohort.at_bank[at]]
                 adjust(flat, y, work, start, local, at)
                 if cohort.second is not None and beside is not None:
@@ -168,9 +186,12 @@ class Stacked:
                     if local.weight_decay:
                         beside.add_(there, alpha=local.weight_decay)
                     flat.sub_(beside.mul_(per_client(cohort.second.against, at)))
-                if velocity is not None:
+                if velocity is not None and still is None:
                     velocity.mul_(local.momentum).add_(flat)
-                y.sub_(torch.mul(flat if velocity is None else velocity, step.rates[:, None], out=flat))
+                elif velocity is not None and still is not None:
+                    velocity.copy_(torch.where(still, velocity, velocity * local.momentum + flat))
+                torch.mul(flat if velocity is None else velocity, step.rates[:, None], out=flat)
+                y.sub_(flat if still is None else flat.masked_fill_(still, 0.0))
             changes = plan.lanes.changes(s)
             if changes[0]:  # lanes whose client has taken its last step; the next one gets in
                 over, done, going, following = (torch.tensor(i, dtype=torch.int64).to(task.device) for i in changes)

@@ -9,7 +9,8 @@ and one that declared what it understands (see `client_app`), or is asked for mo
 besides, as far as there is any
 
     "fedsim"           ConfigRecord  t (0, 1, ...), key, reply ("delta" or "arrays"), mu, scale, shift, against,
-                                     effort, ask
+                                     effort, ask, and where there are phases "phases" (their shares),
+                                     "phases-count" and "phases-free" (see `phases_packed`)
     "fedsim.shift"     ArrayRecord   added to every local gradient
     "fedsim.velocity"  ArrayRecord   local momentum to start with
     "fedsim.other"     ArrayRecord   a second point, whose gradients times `against` are taken off
@@ -17,9 +18,9 @@ besides, as far as there is any
 
 A reply holds one ArrayRecord, the updated model, or instead "fedsim.delta", how far it moved: exact, where the
 difference of two models is rounded. Answers to `ask` come as metrics "told.<name>" or ArrayRecords
-"fedsim.told.<name>". A config's "honoured" lists which of shift, scale, mu, other, velocity, effort and "ask <name>"
-the training went by, and "each parameter" where scale is an ArrayRecord: an app that did not declare it beforehand must
-say so.
+"fedsim.told.<name>". A config's "honoured" lists which of shift, scale, mu, other, velocity, phases, effort and
+"ask <name>" the training went by, and "each parameter" where scale is an ArrayRecord: an app that did not declare it
+beforehand must say so.
 
 A node that hosts many clients gets one message for all of its that are asked. "fedsim" then lists "who", their "keys",
 "efforts" and, if they differ, "scale", "mu" and "against"; "arrays" and our records hold [k, ...] where they differ
@@ -29,8 +30,9 @@ from client to client ("each" lists which do), else what all have in common. The
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -39,7 +41,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedsim.strategy import Work
+from fedsim.strategy import Phase, Work
 from fedsim.task import Layout
 
 OURS = "fedsim"
@@ -174,6 +176,8 @@ def needs(work: Work) -> list[str]:
         out.append("other")
     if work.velocity is not None:
         out.append("velocity")
+    if work.phases:
+        out.append("phases")
     return out + [f"ask {name}" for name in sorted(work.ask)]
 
 
@@ -204,9 +208,42 @@ def pack_work(
             config["against"] = float(against)
     if work.ask:
         config["ask"] = sorted(work.ask)
+    config.update(phases_packed(work.phases))
     if effort < 1:
         config["effort"] = effort
     return records
+
+
+def phases_packed(phases: Sequence[Phase]) -> dict[str, list[int] | list[float]]:
+    """The settings that say what stands still when: shares, whether steps count, and of each phase how many parameters
+    in a row stand still, move, stand still, ..., until all are named."""
+    if not phases:
+        return {}
+    runs: list[int] = []
+    for phase in phases:
+        free, lengths = torch.unique_consecutive(phase.free, return_counts=True)
+        runs += [0] * bool(free[0]) + lengths.tolist()
+    return {
+        "phases": [float(phase.share) for phase in phases],
+        "phases-count": [int(phase.counts) for phase in phases],
+        "phases-free": runs,
+    }
+
+
+def phases_unpacked(config: Mapping[str, Any], size: int, device: torch.device) -> tuple[Phase, ...]:
+    """What `phases_packed` packed, for models of `size` parameters. Raises Unfit for runs of another number."""
+    shares, counts, runs = (list(config.get(name, ())) for name in ("phases", "phases-count", "phases-free"))
+    found = []
+    for share, counted in zip(shares, counts, strict=False):
+        lengths = [
+            run for run, before in zip(runs, itertools.accumulate(runs, initial=0), strict=False) if before < size
+        ]
+        free = (torch.arange(len(lengths)) % 2 == 1).repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
+        if len(free) != size:
+            raise Unfit(f"the phases say of {len(free)} of {size} parameters which move")
+        found.append(Phase(share, free.to(device), bool(counted)))
+        runs = runs[len(lengths) :]
+    return tuple(found)
 
 
 def unpack_work(form: Form, content: RecordDict, start: Tensor) -> Work:
@@ -228,6 +265,7 @@ def unpack_work(form: Form, content: RecordDict, start: Tensor) -> Work:
         ask=frozenset(config.get("ask", ())),
         other=form.flat(arrays[OTHER])[None].to(start) if OTHER in arrays else None,
         against=value("against", 0.0),
+        phases=phases_unpacked(config, len(start), start.device),
     )
 
 
@@ -331,6 +369,7 @@ def pack_cohort(
         values("against", work.against, 0.0)
     if work.ask:
         config["ask"] = sorted(work.ask)
+    config.update(phases_packed(work.phases))
     config["each"] = each
     return {**records, OURS: config}
 
@@ -372,6 +411,7 @@ def unpack_cohort(form: Form, content: RecordDict, device: torch.device) -> Coho
         ask=frozenset(config.get("ask", ())),
         other=vectors(OTHER).expand(k, -1) if OTHER in arrays else None,
         against=value("against", 0.0),
+        phases=phases_unpacked(config, sum(form.layout.sizes), device),
     )
     keys = torch.tensor(config["keys"], dtype=torch.int64, device=device)
     efforts = torch.tensor(config["efforts"], dtype=torch.float32)

@@ -23,6 +23,7 @@ from fedsim.strategies.feddyn import FedDyn
 from fedsim.strategies.fednova import FedNova
 from fedsim.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fedsim.strategies.fedprox import FedProx
+from fedsim.strategies.fedrep import FedRep
 from fedsim.strategies.fedstale import FedStale
 from fedsim.strategies.fedvarp import FedVARP
 from fedsim.strategies.gain_correction import GainCorrection
@@ -75,6 +76,7 @@ __all__ = [
     "FedDyn",
     "FedNova",
     "FedProx",
+    "FedRep",
     "FedStale",
     "FedVARP",
     "FedYogi",

@@ -56,6 +56,8 @@ class Personal(Wrapper):
 
     def __post_init__(self) -> None:
         needs_a_server(self)
+        if self.keep and self.inner.personal:
+            raise ValueError("Personal around Personal: name all that clients keep in one, in its keep")
 
     def init(self, x: Tensor, p: Tensor, key: int = 0) -> State:
         split = self.split(x)
@@ -93,7 +95,7 @@ class Personal(Wrapper):
             return work
         for name in work._fields:
             value = getattr(work, name)
-            plain = value is None or isinstance(value, (int, float))
+            plain = value is None or isinstance(value, (int, float)) or (name == "phases" and not value)
             if not plain and (name not in KNOWN or (name == "scale" and value.shape[-1] > 1)):
                 raise ValueError(UNKNOWN.format(type(core(self.inner)).__name__, f"a {name}"))
         split, h = self.split(state.x), self.kept(state, who)
