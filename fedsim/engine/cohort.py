@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from fedsim.local import LocalSGD
     from fedsim.task import Task
 
+LONG = 2**15  # numbers
+
 
 class Cohort(NamedTuple):
     """Clients to train, and what comes of it."""
 
     task: Task
     local: LocalSGD
-    plain: bool  # see `is_plain`
     steps: list[int]  # [K]
     sizes: Tensor  # [K]     how many of its examples each trains on
     who: Tensor  # [K]     whose examples
@@ -53,11 +54,17 @@ class Phased(NamedTuple):
     free: Tensor  # [F, P]  bool: which parameters move, of every phase that anybody has;
     counts: Tensor  # [F]     1 where its steps count, else 0
     first: Tensor  # [K]     each client's first phase,
-    ends: Tensor  # [K, m]  and before which of its steps its phases end; padded with steps it does not take
+    many: Tensor  # [K]     how many it has,
+    ends: Tensor  # [K, m - 1]  and before which of its steps they end, but for the last; m is the largest number of
+    #        phases, the rest is steps that it does not take
 
     def at(self, job: Tensor, tau: Tensor) -> Tensor:
-        """The phases [c, S] in which clients job [c, S] are at their own steps tau [c, S] (-1: idle)."""
-        return self.first[job] + (tau[..., None] >= self.ends[job]).sum(-1)
+        """In which of their phases 0, 1, ... clients job [S, c] are at their own steps tau [S, c] (-1: idle)."""
+        return (tau[..., None] >= self.ends[job]).sum(-1)
+
+    def rows(self, clients: Tensor, j: int) -> Tensor:
+        """Where phase j of these clients [g] is in `free` and `counts`; the last one of those who have fewer."""
+        return self.first[clients] + self.many[clients].clamp(max=j + 1) - 1
 
 
 def phased_of(jobs: Sequence[Job], steps: Sequence[Sequence[int]]) -> Phased:
@@ -66,9 +73,11 @@ def phased_of(jobs: Sequence[Job], steps: Sequence[Sequence[int]]) -> Phased:
 
     phases: list[Phase] = []
     first: list[int] = []
+    many: list[int] = []
     stops: list[list[int]] = []
     for job, each in zip(jobs, steps, strict=True):
         first += [len(phases)] * len(each)
+        many += [len(job.work.phases)] * len(each)
         stops += [ends(job.work.phases, s)[:-1] for s in each]
         phases += job.work.phases
     device, most = jobs[0].task.device, max(map(len, stops), default=0)
@@ -78,6 +87,7 @@ def phased_of(jobs: Sequence[Job], steps: Sequence[Sequence[int]]) -> Phased:
         torch.stack([phase.free for phase in phases]),
         torch.tensor([float(phase.counts) for phase in phases], dtype=jobs[0].task.dtype).to(device),
         torch.tensor(first).to(device),
+        torch.tensor(many).to(device),
         torch.tensor(padded, dtype=torch.int64).reshape(len(padded), most).to(device),
     )
 
@@ -160,6 +170,31 @@ def merged(jobs: Sequence[Job], names: Sequence[str] = ("shift", "scale", "mu"))
 def per_client(value: Tensor | float, at: Tensor) -> Tensor | float:
     """The rows `at` of something that broadcasts against [k, P]."""
     return value[at] if not isinstance(value, (int, float)) and value.ndim == 2 and len(value) > 1 else value
+
+
+def put(into: Tensor, places: Tensor, source: Tensor, rows: Tensor) -> None:
+    """into[places] = source[rows], for tables [., P]; on a CPU long rows are copied one by one, without a detour."""
+    if by_row(into):
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            into[place].copy_(source[row])
+    else:
+        into.index_copy_(0, places, source.index_select(0, rows))
+
+
+def put_difference(into: Tensor, places: Tensor, a: Tensor, rows: Tensor, b: Tensor, others: Tensor) -> None:
+    """into[places] = a[rows] - b[others], likewise."""
+    import torch
+
+    if by_row(into):
+        for place, row, other in zip(places.tolist(), rows.tolist(), others.tolist(), strict=True):
+            torch.sub(a[row], b[other], out=into[place])
+    else:
+        into.index_copy_(0, places, a.index_select(0, rows).sub_(b.index_select(0, others)))
+
+
+def by_row(table: Tensor) -> bool:
+    """Whether a table's rows are long enough to be worth a call each."""
+    return table.device.type == "cpu" and table.shape[1] >= LONG
 
 
 def is_number(value: Tensor | float, number: float) -> bool:
