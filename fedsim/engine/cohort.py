@@ -54,17 +54,11 @@ class Phased(NamedTuple):
     free: Tensor  # [F, P]  bool: which parameters move, of every phase that anybody has;
     counts: Tensor  # [F]     1 where its steps count, else 0
     first: Tensor  # [K]     each client's first phase,
-    many: Tensor  # [K]     how many it has,
-    ends: Tensor  # [K, m - 1]  and before which of its steps they end, but for the last; m is the largest number of
-    #        phases, the rest is steps that it does not take
+    ends: Tensor  # [K, m]  and before which of its steps its phases end; padded with steps it does not take
 
     def at(self, job: Tensor, tau: Tensor) -> Tensor:
-        """In which of their phases 0, 1, ... clients job [S, c] are at their own steps tau [S, c] (-1: idle)."""
-        return (tau[..., None] >= self.ends[job]).sum(-1)
-
-    def rows(self, clients: Tensor, j: int) -> Tensor:
-        """Where phase j of these clients [g] is in `free` and `counts`; the last one of those who have fewer."""
-        return self.first[clients] + self.many[clients].clamp(max=j + 1) - 1
+        """The phases [S, c] in which clients job [S, c] are at their own steps tau [S, c] (-1: idle)."""
+        return self.first[job] + (tau[..., None] >= self.ends[job]).sum(-1)
 
 
 def phased_of(jobs: Sequence[Job], steps: Sequence[Sequence[int]]) -> Phased:
@@ -73,11 +67,9 @@ def phased_of(jobs: Sequence[Job], steps: Sequence[Sequence[int]]) -> Phased:
 
     phases: list[Phase] = []
     first: list[int] = []
-    many: list[int] = []
     stops: list[list[int]] = []
     for job, each in zip(jobs, steps, strict=True):
         first += [len(phases)] * len(each)
-        many += [len(job.work.phases)] * len(each)
         stops += [ends(job.work.phases, s)[:-1] for s in each]
         phases += job.work.phases
     device, most = jobs[0].task.device, max(map(len, stops), default=0)
@@ -87,7 +79,6 @@ def phased_of(jobs: Sequence[Job], steps: Sequence[Sequence[int]]) -> Phased:
         torch.stack([phase.free for phase in phases]),
         torch.tensor([float(phase.counts) for phase in phases], dtype=jobs[0].task.dtype).to(device),
         torch.tensor(first).to(device),
-        torch.tensor(many).to(device),
         torch.tensor(padded, dtype=torch.int64).reshape(len(padded), most).to(device),
     )
 

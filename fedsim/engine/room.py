@@ -39,9 +39,9 @@ class Rule(NamedTuple):
     scale: tuple[int, int] | None = None  # [c or 1, P or 1]; None: the term is not there
     mu: tuple[int, int] | None = None
     shift: tuple[int, int] | None = None
-    second: tuple[int, int] | None = None  # gradients at second points count against them
+    against: tuple[int, int] | None = None  # of gradients at second points; None: there are none
     raw: bool = False  # somebody asks for their sum
-    phases: int = 0  # the largest number of them in anybody's turn; 0: all parameters move in all steps
+    phases: int = 0  # of all clients together, in which some parameters stand still
 
     @property
     def plain(self) -> bool:
@@ -69,26 +69,26 @@ class Room:
         self.raw = vectors() if rule.raw else None  # sums of gradients
         self._flat = None if rule.plain else vectors()
         self._start = vectors() if rule.mu else None
-        self._scale, self._mu, self._shift = (
-            None if shape is None else vectors(*shape) for shape in (rule.scale, rule.mu, rule.shift)
+        self._scale, self._mu, self._shift, self._against = (
+            None if shape is None else vectors(*shape) for shape in (rule.scale, rule.mu, rule.shift, rule.against)
         )
-        self._there, self._here, self._beside = (vectors() if rule.second else None for _ in range(3))
-        self._against = None if rule.second is None else vectors(*rule.second)
-        # which parameters move in which phase, whether its steps count, and for a step: what stands still
-        self._free = torch.ones((rule.phases, chunk, size), dtype=torch.bool, device=device)
-        self._counts = torch.ones((rule.phases, chunk, 1), dtype=task.dtype, device=device)
+        self._there, self._here, self._beside = (vectors() if rule.against else None for _ in range(3))
+        self._stands = torch.zeros((rule.phases, size), dtype=torch.bool, device=device)  # which parameters do, when
+        self._counts = torch.zeros((rule.phases, 1), dtype=task.dtype, device=device)  # whether a phase's steps do
         self._still = torch.zeros((chunk, size), dtype=torch.bool, device=device) if rule.phases else None
+        self._worth = vectors(columns=1) if rule.phases else None
 
         # what a segment brings, and what a step takes of it
         self._places = torch.zeros((SEGMENT, chunk * batch), dtype=torch.int64, device=device)
         self._counted = torch.zeros((SEGMENT, chunk, batch), dtype=task.dtype, device=device)
         self._keys = torch.zeros((SEGMENT, chunk), dtype=torch.int64, device=device)
         self._rates = torch.zeros((SEGMENT, chunk, 1), dtype=task.dtype, device=device)
-        self._phases = torch.zeros((SEGMENT, chunk, 1), dtype=torch.int64, device=device)
         self.values = torch.zeros((SEGMENT, chunk), dtype=task.dtype, device=device)  # losses of a segment's steps
+        self._phases = torch.zeros((SEGMENT, chunk), dtype=torch.int64, device=device)
+        self._phase = torch.zeros_like(self._phases[:1])
         self._at = torch.zeros(1, dtype=torch.int64, device=device)  # the step of the segment
-        self._place, self._weights, self._key, self._rate, self._phase = (
-            torch.zeros_like(each[:1]) for each in (self._places, self._counted, self._keys, self._rates, self._phases)
+        self._place, self._weights, self._key, self._rate = (
+            torch.zeros_like(each[:1]) for each in (self._places, self._counted, self._keys, self._rates)
         )
         self._inputs = pool.new_zeros((chunk, batch, *pool.shape[1:]))
         self._targets = task.targets.new_zeros((chunk, batch, *task.targets.shape[1:]))
@@ -128,11 +128,16 @@ class Room:
 
     def terms(self, cohort: Cohort) -> None:
         """Takes over what is the same for all clients of a cohort."""
+        import torch
+
         for buffer, value in self._terms(cohort):
             if isinstance(value, (int, float)):
                 buffer.fill_(value)
             elif not by_client(value):
                 buffer.copy_(value)
+        if cohort.phased is not None:
+            torch.logical_not(cohort.phased.free, out=self._stands)
+            self._counts[:, 0].copy_(cohort.phased.counts)
 
     def seat(self, cohort: Cohort, lanes: Tensor, clients: Tensor) -> None:
         """These clients [g] of a cohort take their seats in these lanes [g]."""
@@ -149,19 +154,14 @@ class Room:
                 put(buffer, lanes, value, clients)
         if self._there is not None and cohort.second is not None:
             put(self._there, lanes, cohort.second.bank, cohort.second.at_bank[clients])
-        for j in range(self.rule.phases):
-            assert cohort.phased is not None
-            rows = cohort.phased.rows(clients, j)
-            self._free[j].index_copy_(0, lanes, cohort.phased.free[rows])
-            self._counts[j].index_copy_(0, lanes, cohort.phased.counts[rows, None])
 
     def _terms(self, cohort: Cohort) -> list[tuple[Tensor, Any]]:
         """The buffers of the step's terms, and the cohort's values."""
-        work, against = cohort.work, 0.0 if cohort.second is None else cohort.second.against
-        pairs = (
-            (self._scale, work.scale), (self._mu, work.mu), (self._shift, work.shift), (self._against, against),
-        )  # fmt: skip
-        return [(buffer, value) for buffer, value in pairs if buffer is not None]
+        work = cohort.work
+        against = 0.0 if cohort.second is None else cohort.second.against
+        values = (work.scale, work.mu, work.shift, against)
+        buffers = (self._scale, self._mu, self._shift, self._against)
+        return [(buffer, value) for buffer, value in zip(buffers, values, strict=True) if buffer is not None]
 
     def load(self, cohort: Cohort, plan: Plan, segment: slice) -> None:
         """The minibatches of a plan's next steps."""
@@ -175,8 +175,8 @@ class Room:
         self._counted[:steps].copy_(feed.weights)
         self._keys[:steps].copy_(feed.keys)
         self._rates[:steps, :, 0].copy_(feed.rates)
-        if cohort.phased is not None:
-            self._phases[:steps, :, 0].copy_(cohort.phased.at(plan.job[segment], plan.tau[segment]))
+        if self.rule.phases:
+            self._phases[:steps].copy_(feed.phase)
         self._at.zero_()
 
     def advance(self, steps: int) -> None:
@@ -203,11 +203,10 @@ class Room:
         import torch
 
         rule = self.rule
-        loaded = [self._places, self._counted, self._keys, self._rates]
-        taken = [self._place, self._weights, self._key, self._rate]
-        if rule.phases:
-            loaded, taken = [*loaded, self._phases], [*taken, self._phase]
-        for segment, one in zip(loaded, taken, strict=True):
+        for segment, one in (
+            (self._places, self._place), (self._counted, self._weights), (self._keys, self._key),
+            (self._rates, self._rate), (self._phases, self._phase),
+        )[: 5 if rule.phases else 4]:  # fmt: skip
             torch.index_select(segment, 0, self._at, out=one)
         for pool, rows in zip((self._pool, self._task.targets), self._rows, strict=True):
             torch.index_select(pool, 0, self._place[0], out=rows)
@@ -216,20 +215,23 @@ class Room:
         if not rule.plain:
             assert self._flat is not None
             self._write(slopes, self._flat)
-            if self._still is not None:
-                torch.logical_not(self._now(self._free), out=self._still)
             self._adjust(self._flat)
-            direction = self._flat
-            if self.velocity is not None and self._still is None:
-                direction = self.velocity.mul_(rule.momentum).add_(self._flat)
-            elif self.velocity is not None and self._still is not None:
-                moved = self.velocity * rule.momentum + self._flat
-                direction = self.velocity.copy_(torch.where(self._still, self.velocity, moved))
-            torch.mul(direction, self._rate[0], out=self._flat)
-            if self._still is not None:
-                self._flat.masked_fill_(self._still, 0.0)
-            self.y.sub_(self._flat)
+            self._move(self._flat)
         self._at.add_(1)
+
+    def _move(self, flat: Tensor) -> None:
+        """Takes a direction [c, P] times the rates off the models, by way of the momentum if there is one. What stands
+        still does not move, and its momentum waits."""
+        import torch
+
+        direction, still = flat, self._still
+        if self.velocity is not None and still is None:
+            direction = self.velocity.mul_(self.rule.momentum).add_(flat)
+        elif self.velocity is not None and still is not None:
+            direction = self.velocity
+            direction.copy_(torch.where(still, direction, direction * self.rule.momentum + flat))
+        torch.mul(direction, self._rate[0], out=flat)
+        self.y.sub_(flat if still is None else flat.masked_fill_(still, 0.0))
 
     def _gradients(self) -> Sequence[Tensor]:
         """The gradients at y of each client's loss, a tensor [c, ...] for each of the model's, and the losses [c]. Of a
@@ -245,52 +247,50 @@ class Room:
             )  # fmt: skip
         return self._program()
 
-    def _write(self, slopes: Sequence[Tensor], vectors: Tensor) -> None:
-        """Gradients, one after the other, as vectors [c, P]."""
-        for view, slope in zip(self._task.layout.views(vectors).values(), slopes, strict=True):
+    def _write(self, slopes: Sequence[Tensor], flat: Tensor) -> None:
+        """Gradients of parameters as vectors [c, P]."""
+        for view, slope in zip(self._task.layout.views(flat).values(), slopes, strict=True):
             view.copy_(slope)
-
-    def _now(self, phases: Tensor) -> Tensor:
-        """Of something [m, c, ...] for every phase, what each lane is in."""
-        import torch
-
-        found = phases[0]
-        for j in range(1, self.rule.phases):
-            found = torch.where(self._phase[0] == j, phases[j], found)
-        return found
 
     def _adjust(self, flat: Tensor) -> None:
         """Turns batch gradients [c, P] into the direction of the affine step, in place (see Work)."""
+        import torch
+
         rule, y = self.rule, self.y
-        if self._still is not None:
+        if self._still is not None and self._worth is not None:
+            torch.index_select(self._stands, 0, self._phase[0], out=self._still)
+            torch.index_select(self._counts, 0, self._phase[0], out=self._worth)
             flat.masked_fill_(self._still, 0.0)
-        if self.raw is not None and rule.phases:
-            own = flat + rule.weight_decay * y if rule.weight_decay else flat
-            self.raw.add_(own * self._now(self._counts))
-        elif self.raw is not None:
-            self.raw.add_(flat)
-            if rule.weight_decay:
-                self.raw.add_(y, alpha=rule.weight_decay)
         if rule.clip is not None:
             flat.mul_((rule.clip / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0))
         if rule.weight_decay:
             flat.add_(y, alpha=rule.weight_decay)
+        if self.raw is not None:
+            self.raw.add_(flat if self._worth is None else flat * self._worth)
         if self._scale is not None:
             flat.mul_(self._scale)
         if self._mu is not None and self._start is not None:
             flat.add_(self._mu * (y - self._start))
         if self._shift is not None:
             flat.add_(self._shift)
-        if self._there is not None and self._here is not None and self._beside is not None:
-            assert self._against is not None
-            self._here.copy_(y)
-            y.copy_(self._there)  # the program's gradients are those at y
-            *slopes, _ = self._gradients()
-            y.copy_(self._here)
-            self._write(slopes, self._beside)
-            if rule.weight_decay:
-                self._beside.add_(self._there, alpha=rule.weight_decay)
-            flat.sub_(self._beside.mul_(self._against))
+        if self._against is not None:
+            flat.sub_(self._second())
+
+    def _second(self) -> Tensor:
+        """The gradients [c, P] at the second points, as much as they count."""
+        there, here, beside, against = self._there, self._here, self._beside, self._against
+        assert there is not None
+        assert here is not None
+        assert beside is not None
+        assert against is not None
+        here.copy_(self.y)
+        self.y.copy_(there)  # the program's gradients are those at y
+        *slopes, _ = self._gradients()
+        self.y.copy_(here)
+        self._write(slopes, beside)
+        if self.rule.weight_decay:
+            beside.add_(there, alpha=self.rule.weight_decay)
+        return beside.mul_(against)
 
     def _state(self) -> list[Tensor]:
         """All that a step leaves behind."""
@@ -311,11 +311,10 @@ def rule_of(cohort: Cohort, chunk: int) -> Rule:
             return None if value == nothing else (1, 1)
         return (chunk if by_client(value) else 1), (value.shape[-1] if value.ndim else 1)
 
-    second = None if cohort.second is None else term(cohort.second.against, math.nan)
-    phases = 0 if cohort.phased is None else cohort.phased.ends.shape[1] + 1
     return Rule(
         local.momentum, local.weight_decay, local.clip, term(work.scale, 1.0), term(work.mu, 0.0),
-        term(work.shift, 0.0), second, cohort.raw is not None, phases,
+        term(work.shift, 0.0), None if cohort.second is None else term(cohort.second.against, math.nan),
+        cohort.raw is not None, 0 if cohort.phased is None else len(cohort.phased.free),
     )  # fmt: skip
 
 

@@ -164,8 +164,8 @@ class Stacked:
 
         sums = torch.zeros((2, len(plan.who)), dtype=task.dtype, device=task.device)
         if plan.length:
-            weighed = torch.stack([values * plan.examples, plan.examples]).reshape(2, -1)
-            sums.index_add_(1, plan.mine.reshape(-1), weighed)
+            counted = torch.stack([values * plan.examples, plan.examples]).reshape(2, -1)
+            sums.index_add_(1, plan.mine.reshape(-1), counted)
         cohort.loss[plan.who] = sums[0] / sums[1].clamp(min=1)
 
     def _at_start(self, task: Task, who: Tensor, work: Work) -> dict[str, Tensor]:
