@@ -41,7 +41,7 @@ from fedsim.flower import private, wire
 from fedsim.flower.arrays import records
 from fedsim.flower.dice import Dice
 from fedsim.flower.grid import RAISED, OwnGrid, own
-from fedsim.flower.strategy import Absence
+from fedsim.flower.replies import Absence
 from fedsim.local import LocalSGD
 from fedsim.participation import Row, Schedule
 from fedsim.simulation import default_engine
