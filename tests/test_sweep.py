@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from helpers import small
 
 from fedsim import experiment as experiments
 from fedsim import paired, sweep
@@ -20,31 +21,12 @@ from fedsim.report.style import RC
 from fedsim.sweep import axes, folder
 from fedsim.sweep.grid import Grid
 
-BASE = """
-[task]
-data = { name = "clusters", classes = 3, dimension = 4, examples = 60, test-examples = 30 }
-clients = 6
-model = { name = "mlp", hidden = [4] }
-partition = { name = "dirichlet", alpha = 0.5 }
-[participation]
-name = "bernoulli"
-probabilities = { name = "label-correlated", mean = 0.4, alpha = 1.0 }
-[local]
-lr = 0.1
-steps = 2
-batch = 4
-[[strategy]]
-name = "FedAvg"
-[[strategy]]
-name = "FedStale"
-[[strategy]]
-name = "DPSGD"
-label = "gossip"
-topology = { name = "random-regular", degree = 2 }
-[run]
-rounds = 4
-seeds = [1, 2]
-"""
+BASE = small(
+    "FedAvg", "FedStale", 'name = "DPSGD"\nlabel = "gossip"\ntopology = { name = "random-regular", degree = 2 }',
+    task='model = { name = "mlp", hidden = [4] }\npartition = { name = "dirichlet", alpha = 0.5 }',
+    presence='name = "bernoulli"\nprobabilities = { name = "label-correlated", mean = 0.4, alpha = 1.0 }',
+    run="rounds = 4\nseeds = [1, 2]",
+)  # fmt: skip
 
 
 def made(tmp_path: Path, table: str = "", base: str = BASE, **given: Any) -> sweep.Sweep:
@@ -159,7 +141,6 @@ def test_a_cell_is_the_experiment_of_a_run_with_set(tmp_path: Path) -> None:
         changes = [
             f"task.partition={partition}",
             *(f"strategy.{i}.local.lr={cell.values[1]}" for i in range(3)),
-            "name=exp",
         ]
         assert found.experiment(cell).toml() == experiments.load(tmp_path / "base.toml", changes).toml()
 
