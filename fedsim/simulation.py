@@ -193,12 +193,13 @@ def turn(
         return strategy.step(state, round), round
     answer = yield Job(task, who, work, keyed.fold(seed, "client", t, there), local, t, effort)
     assert answer is not None
-    start, done = work.start, None if bool((effort == 1).all()) else effort.to(device)
+    start, done = work.start, None if bool((effort == 1).all()) else effort
     if len(answer.who) < len(who):  # who did not answer was absent
         there = answer.who.to(device)
-        answered = torch.isin(who, answer.who).to(device)
+        here = torch.isin(who, answer.who).nonzero()[:, 0]
+        answered = here.to(device)
         start, chance = start[answered], None if chance is None else chance[answered]
-        done = None if done is None else done[answered]
+        done = None if done is None else done[here]
     round = Round(
         t, there, start, answer.delta, answer.span, answer.loss, available, lr, None, answer.told, chance, done
     )
