@@ -573,7 +573,8 @@ def test_the_winners_experiment_runs_again_as_it_is() -> None:
     assert {event.seed for event in first} == {3}
 
 
-def test_flowers_strategies_are_tuned_too() -> None:
+@pytest.mark.parametrize("local", [{}, {"curriculum": {"name": "curriculum", "rounds": 8, "start": 0.2}}], ids=str)
+def test_flowers_strategies_are_tuned_too(local: dict[str, Any]) -> None:
     """FedAvgM without momentum: its server learning rate is FedAvg's, so the same point wins with the same value."""
     grid = [0.5, 1.0, 2.0]
     strategies = [
@@ -581,7 +582,7 @@ def test_flowers_strategies_are_tuned_too() -> None:
         {"name": "flwr:FedAvgM", "tune": {"server-learning-rate": grid}},
     ]
     made_ = made(TABLES, task={"objective": "examples"}, strategy=strategies, participation="everyone",
-                 tune={"grid": {"local.lr": [0.2, 0.4]}, "trials": 6})  # fmt: skip
+                 local=local, tune={"grid": {"local.lr": [0.2, 0.4]}, "trials": 6})  # fmt: skip
     ours, theirs = tuned(made_)
     assert list(best(ours).values()) == list(best(theirs).values())
     assert [trial.value for trial in theirs.trials] == pytest.approx([trial.value for trial in ours.trials], rel=1e-4)
