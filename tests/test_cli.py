@@ -229,6 +229,38 @@ def test_refused_in_one_line(
     assert sorted(experiment.parent.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("list",), "say what to list: strategies, weights, "),
+        (("verify", "nowhere"), "there is no folder nowhere; give the one that `fedsim run` printed"),
+        (("resume", "nowhere"), "there is no folder nowhere; give the one that `fedsim run` printed"),
+        (("report", "nowhere"), "there is no folder nowhere; give the one that `fedsim run` printed"),
+        (("resume", "."), ". holds no run: there is no experiment.toml in it"),
+        (("run", "held"), "held is a run folder; the experiment in it is held/experiment.toml"),
+        (("run", "small.toml", "--set", "strategy.FedAv.lr=1"), 'there is no "FedAv"; there are 0 (FedAvg), '),
+    ],
+)
+def test_what_is_not_there_is_said(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], said: str,
+) -> None:  # fmt: skip
+    (tmp_path / "small.toml").write_text(SMALL)
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "experiment.toml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    assert command(*arguments) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_command_that_is_not_known_names_the_nearest_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("rum") == 2
+    err = capsys.readouterr().err
+    assert err.count("run") == err.lower().count("did you mean") == 1
+
+
 def test_a_run_that_diverges_does_not_stop_the_others(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -518,7 +518,7 @@ def test_the_command_puts_folders_together_with_their_tables(tmp_path: Path, mon
         (["--baseline", "AA"], 'no strategy is called "AA"'),
         (["--target", "nan"], "--target must be a finite number"),
         (["--out", "run/metrics.csv"], "give a name that ends in .html"),
-        (["nothing"], "nothing is no folder: there is no experiment.toml in it"),
+        (["nothing"], "there is no folder nothing; give the one that"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(

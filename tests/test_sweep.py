@@ -220,7 +220,7 @@ def test_every_number_of_every_strategy_can_be_a_list(name: str, key: str, defau
         ('"strategy.FedStale.beta" = [[0, 1], [1]]', 'beta must be a finite number or "auto", got [0, 1]'),
         ('"run.rounds" = [1, 0]', "cell 001-rounds=0: [run] rounds must be at least 1"),
         ('"strategy.*.beta" = [0, 1]', 'cell 000-beta=0: [strategy.0] unknown key "beta"'),
-        ('"strategy.MIFA.lr" = [0, 1]', "there is no number MIFA; there are 0 (FedAvg), 1 (FedStale), 2 (gossip)"),
+        ('"strategy.MIFA.lr" = [0, 1]', 'there is no "MIFA"; there are 0 (FedAvg), 1 (FedStale), 2 (gossip)'),
         ('"strategy" = [0, 1]', "strategy itself cannot be swept"),
         ('"run..rounds" = [0, 1]', "a path is keys with dots between them"),
         ('"strategy.FedStale.beta" = [0, 1]\n"strategy.1.beta" = [0, 1]', "the same key as strategy.FedStale.beta"),

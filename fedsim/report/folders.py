@@ -88,10 +88,13 @@ class Pooled:
 def read(path: str | Path) -> Folder:
     """A run folder's files. Raises OSError or ValueError, one line, where it is none or a file makes no sense."""
     path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path}; give the one that `fedsim run` printed")
     for name in ("experiment.toml", "metrics.csv", "result.json"):
         if not (path / name).is_file():
-            what = "is no run folder" if path.is_dir() else "is no folder"
-            raise FileNotFoundError(f"{path} {what}: there is no {name} in it; give the folder `fedsim run` printed")
+            raise FileNotFoundError(
+                f"{path} is no run folder: there is no {name} in it; give the one that `fedsim run` printed"
+            )
     record.check_format(path)
     document, result = _toml(path / "experiment.toml"), _json(path / "result.json")
     try:
