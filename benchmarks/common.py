@@ -17,8 +17,10 @@ Case = TypeVar("Case")
 
 def machine(*packages: str) -> dict[str, Any]:
     """Where something is measured: versions, platform, cores, and how much else was going on."""
+    import fedsim
+
     return {
-        "fedsim": importlib.metadata.version("fedsim"),
+        "fedsim": fedsim.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),

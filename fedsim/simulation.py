@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim import curricula, keyed
+from fedsim import borders, curricula, keyed
 from fedsim.engine.plan import Job
 from fedsim.strategy import GossipStrategy, Round, Strategy, Traffic, complete, core, scrutinise
 from fedsim.weights import Scheduled
@@ -77,9 +77,11 @@ def simulate(
     `state` and the round `t` to run next; nothing else is needed. A yielded state is consumed by the next round: copy
     what you want to keep.
 
-    Raises ValueError if the schedule is for another number of clients, if the strategy cannot do with the local
-    training, or if training gives NaN or infinity; warns (`CombinationWarning`) of what a paper says nothing of.
+    Raises ValueError for what is no strategy, schedule or training, if the schedule or a graph is for another number of
+    clients, if the strategy cannot do with the local training, or if training gives NaN or infinity; warns
+    (`CombinationWarning`) of what a paper says nothing of.
     """
+    borders.check(task, strategy, schedule, local, engine, p)
     scrutinise(strategy, local)
     turns = rounds(task, strategy, schedule, local, seed=seed, p=p, init=init, state=state, t=t)
     engine = default_engine(task, local, schedule) if engine is None else engine
