@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import statistics
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import interval
 
 from fedsim import experiment
 from fedsim.compare import Began, Failed, Finished, Measured, compare
@@ -97,7 +97,6 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "logistic": (LOGISTIC, "logistic", {"rounds": 2000, "seeds": [1, 2, 3, 4, 5], "eval-every": 20}),
     "cnn": (CNN, "fedau-cnn", {"rounds": 200, "seeds": [1, 2, 3], "eval-every": 5}),
 }
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's t, by degrees of freedom
 METRICS = ("test_loss", "test_accuracy", "worst_class_accuracy")
 RESULTS = Path(__file__).parent / "results"
 
@@ -108,15 +107,6 @@ def setting(which: str, **run: Any) -> experiment.Experiment:
     document = tomllib.loads(COMMON.replace("MODEL", model) + strategies)
     document["run"] |= length | run
     return experiment.parse(document, name="fedau_fashion_mnist")
-
-
-def interval(differences: list[float]) -> dict[str, float]:
-    """Mean of paired differences and its 95 % interval (Student t); without one for a single seed."""
-    mean = statistics.mean(differences)
-    if len(differences) < 2:
-        return {"mean": mean}
-    half = T_975[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def run(which: str, **changes: Any) -> dict[str, Any]:

@@ -45,7 +45,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side_by_side import Contender, Shared, evaluate, interval, origin, read, rounded, share, together, verdict
+from common import interval, read_lines
+from side_by_side import Contender, Shared, evaluate, origin, rounded, share, together, verdict
 from torch import Tensor
 
 from fedsim import LocalSGD, data, federate, keyed
@@ -132,7 +133,7 @@ def play(shared: Shared, h: float, p: float, seed: int, betas: Sequence[float]) 
 def run(path: Path) -> None:
     """Whatever runs are missing in the file, seed after seed."""
     dataset = data.load("mnist")
-    lines = read(path)
+    lines = read_lines(path)
     for seed in SEEDS:
         for h in SWAPPED:
             shared: Shared | None = None
@@ -309,7 +310,7 @@ def draw_map(result: Line, path: Path) -> None:
 
 def summarise(path: Path) -> None:
     """Writes and prints the summary and draws the map, once three seeds are finished."""
-    lines = read(path)
+    lines = read_lines(path)
     finished = len(of_metric(lines, "objective")[SWAPPED[0], PRESENT[0]])
     if finished < 3:
         print(f"{finished} seeds are finished; the summary needs three", flush=True)

@@ -34,7 +34,6 @@ import importlib.util
 import json
 import logging
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -45,6 +44,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import machine
 from torch import nn
 
 import fedsim
@@ -199,19 +199,9 @@ def ray(clients: int, model: str, rounds: int, say: Callable[[str], None]) -> di
     }
 
 
-def machine() -> dict[str, Any]:
+def here() -> dict[str, Any]:
     """Where this was measured."""
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "flwr", "numpy")}
-    if importlib.util.find_spec("ray"):
-        packages["ray"] = importlib.metadata.version("ray")
-    return {
-        "fedsim": fedsim.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        **packages,
-    }
+    return machine("torch", "flwr", "numpy", *(["ray"] if importlib.util.find_spec("ray") else []))
 
 
 def main() -> None:

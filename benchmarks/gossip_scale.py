@@ -47,10 +47,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -489,7 +487,7 @@ def main() -> None:
         child(given.case, given.nodes[0], given.world)
         return
 
-    import fedsim  # which gossipy's environment has not
+    from common import machine
 
     def say(line: str) -> None:
         sys.stderr.write(line + "\n")
@@ -497,13 +495,7 @@ def main() -> None:
     result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"sizes": []}
     result |= {
         "command": "python benchmarks/gossip_scale.py",
-        "machine": {
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "cores": os.cpu_count(),
-            "fedsim": fedsim.__version__,
-            **{name: importlib.metadata.version(name) for name in ("torch", "numpy", "networkx")},
-        },
+        "machine": machine("torch", "numpy", "networkx"),
         "work": {"degree": DEGREE, "examples": EXAMPLES, "steps": STEPS, "batch": BATCH, "lr": LR, "parameters": 7850},
     }
 

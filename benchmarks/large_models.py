@@ -19,10 +19,8 @@ Peaks are read from Linux's /proc.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,8 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-import fedsim
+from common import machine
 
 if TYPE_CHECKING:  # the parent stays small: a child's peak begins at its parent's
     from fedsim.simulation import Step
@@ -190,14 +187,7 @@ def main() -> None:
     rest = ("--rounds", str(given.rounds), "--model", given.model)
     result: dict[str, Any] = {
         "command": " ".join(["python benchmarks/large_models.py", *sys.argv[1:]]),
-        "machine": {
-            "fedsim": fedsim.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
-            **{name: importlib.metadata.version(name) for name in ("torch", "numpy")},
-        },
+        "machine": machine("torch", "numpy"),
         "memory": [],
         "population": [],
     }

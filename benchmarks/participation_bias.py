@@ -46,7 +46,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from side_by_side import Contender, Shared, evaluate, interval, origin, read, rounded, share, together, verdict
+from common import interval, read_lines
+from side_by_side import Contender, Shared, evaluate, origin, rounded, share, together, verdict
 from torch import Tensor
 
 from fedsim import LocalSGD, data, federate, optimum
@@ -294,7 +295,7 @@ def stepped_back(lines: Sequence[Line], pattern: str) -> list[tuple[str, float, 
 def run(path: Path) -> None:
     """Whatever runs are missing in the file, tuning first."""
     dataset = data.load("fashion-mnist")
-    lines = read(path)
+    lines = read_lines(path)
 
     def keep(new: Iterable[Line]) -> None:
         with path.open("a") as file:
@@ -482,7 +483,7 @@ def markdown(result: Line) -> str:
 
 def summarise(path: Path) -> None:
     """Writes and prints the summary, once three seeds are finished."""
-    lines = read(path)
+    lines = read_lines(path)
     runs = [sum((r["kind"], r["seed"]) == ("final", seed) for r in lines) for seed in SEEDS]
     finished = sum(count >= sum(len(tuned(lines, pattern)) for pattern in PATTERNS) for count in runs)
     if finished < 3:

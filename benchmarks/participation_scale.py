@@ -15,10 +15,8 @@ name a million available clients each, 11 s and of the others below 0.2 s; peak 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -27,7 +25,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fedsim
+from common import machine
 
 if TYPE_CHECKING:  # the parent stays small: a child's peak begins at its parent's
     from fedsim.participation import Participation
@@ -131,14 +129,7 @@ def main() -> None:
         "clients": given.clients,
         "rounds": given.rounds,
         "k": given.k,
-        "machine": {
-            "fedsim": fedsim.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
-            **{name: importlib.metadata.version(name) for name in ("torch", "numpy", "matplotlib")},
-        },
+        "machine": machine("torch", "numpy", "matplotlib"),
         "limits": {"seconds": SECONDS, "peak_mb": MEGABYTES},
         "cases": {},
     }

@@ -22,11 +22,9 @@ standard errors of what is predicted; where there is no chance in it, equal to r
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -38,9 +36,9 @@ from typing import Any, NamedTuple
 import networkx as nx
 import numpy as np
 import torch
+from common import machine
 from torch import Tensor
 
-import fedsim
 from fedsim.mixing import Changing, EquiDynamic, Mixing, Pairwise, RandomMatching, RandomRegular
 from fedsim.strategies import EpidemicLearning
 
@@ -141,12 +139,7 @@ def main(say: Callable[[str], Any] = sys.stderr.write) -> None:
     torch.set_num_threads(1)
     result: dict[str, Any] = {
         "command": " ".join(["python benchmarks/random_graphs.py", *sys.argv[1:]]),
-        "machine": {
-            "fedsim": fedsim.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "numpy", "networkx")},
-        },
+        "machine": machine("torch", "numpy", "networkx"),
         "nodes": N,
         "draws": given.draws,
         "cases": {},

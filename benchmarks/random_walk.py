@@ -28,11 +28,9 @@ it; what is left of the difference is that T is not infinity.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -42,9 +40,9 @@ from typing import Any, NamedTuple
 import networkx as nx
 import numpy as np
 import torch
+from common import machine
 from torch import Tensor
 
-import fedsim
 from fedsim import keyed
 from fedsim.strategies.random_walk import base, reach
 from fedsim.strategies.srrw import repelled
@@ -198,13 +196,7 @@ def main() -> None:
     torch.set_num_threads(1)
     result: dict[str, Any] = {
         "command": " ".join(["python benchmarks/random_walk.py", *sys.argv[1:]]),
-        "machine": {
-            "fedsim": fedsim.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "numpy", "networkx")},
-            "load": os.getloadavg()[0],
-        },
+        "machine": machine("torch", "numpy", "networkx"),
         "tolerance": TOLERANCE,
     }
     for name, experiment in (("visits", visits), ("learning", learning)):

@@ -10,10 +10,7 @@ examples make a minibatch is `fedsim.engine.plan.minibatches`, and strategies, w
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import math
 import platform
-import statistics
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -135,15 +132,6 @@ def evaluate(task: Task, features: Tensor, targets: Tensor, models: Tensor) -> t
     return torch.cat(losses, 1), torch.cat(hits, 1)
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean of paired differences and its 95 % interval (Student's t)."""
-    from scipy.stats import t as student
-
-    mean = statistics.mean(values)
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
 def verdict(intervals: Iterable[dict[str, float]]) -> str:
     """Of a claim all of whose differences should be positive."""
     found = list(intervals)
@@ -155,11 +143,6 @@ def verdict(intervals: Iterable[dict[str, float]]) -> str:
 def rounded(numbers: dict[str, float]) -> dict[str, float]:
     """Figures as results files hold them."""
     return {name: round(value, 6) for name, value in numbers.items()}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The runs in a file of lines of JSON; none if there is no such file yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def origin() -> dict[str, Any]:

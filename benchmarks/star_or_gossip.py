@@ -58,6 +58,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from common import go_on, interval, read_lines
 
 from fedsim import LocalSGD, data, federate, keyed, measure, simulate, topology
 from fedsim.compress import TopK
@@ -80,8 +81,8 @@ BELOW = {None: 0.03, 0.1: 0.12}  # the star's best accuracy, where the target li
 TUNE, SEEDS = 0, (1, 2, 3)
 GRAPHS = ("star", "ring", "torus", "static exp", "one-peer", "Géant")
 WAYS = (*GRAPHS, "tracking", "top-k")
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's t, by degrees of freedom
 RESULTS = Path(__file__).parent / "results"
+LINES = RESULTS / "star_or_gossip.jsonl"
 
 
 class Case(NamedTuple):
@@ -194,20 +195,7 @@ def tuning() -> list[Case]:
 
 def read() -> dict[Case, dict[str, Any]]:
     """The runs there are."""
-    path = RESULTS / "star_or_gossip.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {Case(*(line[name] for name in Case._fields)): line for line in map(json.loads, lines)}
-
-
-def do(cases: Sequence[Case], runs: dict[Case, dict[str, Any]]) -> None:
-    """Run those that are not there yet; each is written down when it is over."""
-    for case in cases:
-        if case in runs:
-            continue
-        runs[case] = run(case)
-        with open(RESULTS / "star_or_gossip.jsonl", "a") as file:
-            file.write(json.dumps(runs[case], ensure_ascii=False) + "\n")
-        print(*case, runs[case]["accuracy"][-1], f"{runs[case]['seconds']} s", flush=True)
+    return {Case(*(line[name] for name in Case._fields)): line for line in read_lines(LINES)}
 
 
 # What the runs say ---------------------------------------------------------------------------------------------------
@@ -264,13 +252,6 @@ def finals(runs: Runs) -> list[Case]:
         for seed in SEEDS for world in WORLDS for way in WAYS for question in QUESTIONS
     ]  # fmt: skip
     return list(dict.fromkeys(cases))
-
-
-def interval(differences: Sequence[float]) -> dict[str, float]:
-    """Mean of paired differences and its 95 % interval (Student t)."""
-    mean = statistics.mean(differences)
-    half = T_975[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def lines_of(runs: Runs, world: World, way: str, question: str) -> list[dict[str, Any]]:
@@ -496,8 +477,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     runs = read()
     if arguments.parse_args(argv).what == "run":
-        do(tuning(), runs)
-        do(finals(runs), runs)
+        go_on(LINES, tuning(), runs, run)
+        go_on(LINES, finals(runs), runs, run)
     write(runs)
     print(table(summary(runs)))
     print(json.dumps(verdicts(runs), indent=1, ensure_ascii=False))

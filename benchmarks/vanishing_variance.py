@@ -54,6 +54,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from common import go_on, read_lines
 from torch import Tensor, nn
 
 from fedsim import LocalSGD, data, federate, keyed, measure, simulate, topology
@@ -78,6 +79,7 @@ THRESHOLD = 0.5
 MARGIN = 0.02
 WARMUP = 50  # ticks: each node has averaged about five times
 RESULTS = Path(__file__).parent / "results"
+LINES = RESULTS / "vanishing_variance.jsonl"
 MODES = ("solo", "plain", "paper", "fl", "shared", "gain", "dfl-torch", "flocky", "max-norm", "fedavg")
 
 
@@ -214,9 +216,7 @@ def case_of(line: dict[str, Any]) -> Case:
 
 def read() -> dict[Case, dict[str, Any]]:
     """The runs there are."""
-    path = RESULTS / "vanishing_variance.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {case_of(line): line for line in map(json.loads, lines)}
+    return {case_of(line): line for line in read_lines(LINES)}
 
 
 def reached(line: dict[str, Any]) -> int | None:
@@ -363,13 +363,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     runs = read()
     if arguments.parse_args(argv).what == "run":
-        for case in cases():
-            if case in runs:
-                continue
-            runs[case] = run(case)
-            with open(RESULTS / "vanishing_variance.jsonl", "a") as file:
-                file.write(json.dumps(runs[case]) + "\n")
-            print(*case, runs[case]["accuracy"][-1], f"{runs[case]['seconds']} s", flush=True)
+        go_on(LINES, cases(), runs, run)
     runs = {case: runs[case] for case in cases() if case in runs}
     write(runs)
     print(table(summary(runs)))

@@ -13,9 +13,8 @@ advance in lockstep (`fedsim.lockstep`), as many side by side as memory allows: 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fedsim.events import (
     Absent,
@@ -43,8 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Absent", "Began", "Clients", "Event", "Failed", "Finished", "Heard", "Measured", "Planned", "Played", "Stand",
-    "Summary", "Timed", "World", "as_result", "compare", "load_data", "make_world", "mean", "plan", "prepared",
-    "settle", "summarise", "trains_alone",
+    "Timed", "World", "as_result", "compare", "load_data", "make_world", "mean", "plan", "prepared",
+    "settle", "trains_alone",
 ]  # fmt: skip
 
 
@@ -266,35 +265,6 @@ def prepared(entry: Entry, world: World, init: str) -> Any:
     except ValueError as error:
         raise ValueError(f"{entry.label}: {error}") from error
     return strategy
-
-
-class Summary(NamedTuple):
-    """A strategy's result over its seeds."""
-
-    strategy: str
-    seeds: int
-    mean: dict[str, float]  # of final_mean
-    std: dict[str, float]  # sample standard deviation; NaN for one seed
-
-
-def summarise(runs: Iterable[Finished]) -> list[Summary]:
-    """Mean and standard deviation of `final_mean` over the seeds, strategies in the order they came."""
-    grouped: dict[str, list[dict[str, float]]] = {}
-    for run in runs:
-        grouped.setdefault(run.strategy, []).append(run.final_mean)
-    found = []
-    for label, values in grouped.items():
-        centre = mean(values)
-        spread = {name: _std([value[name] for value in values]) for name in centre}
-        found.append(Summary(label, len(values), centre, spread))
-    return found
-
-
-def _std(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return math.nan
-    centre = sum(values) / len(values)
-    return math.sqrt(sum((value - centre) ** 2 for value in values) / (len(values) - 1))
 
 
 def as_result(run: Finished) -> dict[str, Any]:

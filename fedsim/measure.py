@@ -58,6 +58,8 @@ def _losses_and_hits(task: Task, x: Tensor, rows: Tensor | None) -> tuple[Tensor
     set (None)."""
     import torch
 
+    if x.shape[-1] != task.layout.size:
+        raise ValueError(f"the model has {x.shape[-1]} numbers but the task's has {task.layout.size} parameters")
     losses, hits = [], []
     with torch.no_grad():
         for models in x.split(MODELS):

@@ -77,5 +77,5 @@ def split(layout: Layout, patterns: tuple[str, ...], device: torch.device) -> Sp
 
     chosen = set(named(layout, patterns))
     flags = [torch.full((size,), name in chosen) for name, size in zip(layout.names, layout.sizes, strict=True)]
-    meant = torch.cat(flags).to(device)
-    return Split((~meant).nonzero()[:, 0], meant.nonzero()[:, 0])
+    meant = torch.cat(flags)  # on the host, which need not ask then how many they are
+    return Split((~meant).nonzero()[:, 0].to(device), meant.nonzero()[:, 0].to(device))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.events import Absent, Clients, Event, Failed, Finished, Measured, Played, Timed
@@ -59,18 +59,12 @@ def start(
 ) -> Run:  # fmt: skip
     """A run at its first model, or where it was when it was saved. `alone` holds, by seed, how the clients fare by
     themselves, as far as that is known; `engine` is for a strategy that owns its loop."""
-    from fedsim import curricula, keyed, ledger
+    from fedsim import keyed, ledger
     from fedsim.simulation import begin, dropping, first_model, rounds
 
     seed = world.seed
     if owns_its_loop(entry):
-        from fedsim.flower import stock
-
-        steps = stock.steps(
-            strategy, curricula.arranged(world.task, entry.local.curriculum, seed), world.schedule, entry.local,
-            seed=seed, engine=engine,
-            objective=experiment.task.objective,
-        )  # fmt: skip
+        steps = own_steps(experiment, world, entry, strategy, engine)
         first = first_model(world.task, seed)
         return Run(world, steps, tell(experiment, world, entry, None, first, alone), 0, (entry.label, seed), None)
     progress = Progress(begin(strategy, world.task, seed=seed, p=world.p, init=experiment.task.init))
@@ -98,6 +92,16 @@ def owns_its_loop(entry: Entry) -> bool:
     from fedsim.experiment.bundled import Bundled
 
     return isinstance(entry.strategy, Bundled)
+
+
+def own_steps(experiment: Experiment, world: World, entry: Entry, strategy: Any, engine: Engine) -> Iterator[Any]:
+    """The steps of a strategy that owns its loop, with the clients' examples in their curriculum's order."""
+    from fedsim import curricula
+    from fedsim.flower import stock
+
+    task = curricula.arranged(world.task, entry.local.curriculum, world.seed)
+    objective = experiment.task.objective
+    return stock.steps(strategy, task, world.schedule, entry.local, seed=world.seed, engine=engine, objective=objective)
 
 
 def weight(state: Any, seen: int) -> int:

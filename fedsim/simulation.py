@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim import curricula, keyed
+from fedsim import borders, curricula, keyed
 from fedsim.engine.plan import Job
 from fedsim.strategy import GossipStrategy, Round, Strategy, Traffic, complete, core, scrutinise
 from fedsim.weights import Scheduled
@@ -78,9 +78,11 @@ def simulate(
     `state` and the round `t` to run next; nothing else is needed. A yielded state is consumed by the next round: copy
     what you want to keep.
 
-    Raises ValueError if the schedule is for another number of clients, if the strategy cannot do with the local
-    training, or if training gives NaN or infinity; warns (`CombinationWarning`) of what a paper says nothing of.
+    Raises ValueError for what is no strategy, schedule or training, if the schedule or a graph is for another number of
+    clients, if the strategy cannot do with the local training, or if training gives NaN or infinity; warns
+    (`CombinationWarning`) of what a paper says nothing of.
     """
+    borders.check(task, strategy, schedule, local, engine, p)
     scrutinise(strategy, local)
     turns = rounds(task, strategy, schedule, local, seed=seed, p=p, init=init, state=state, t=t)
     engine = default_engine(task, local, schedule) if engine is None else engine
@@ -194,15 +196,16 @@ def turn(
         """What reaches the strategy of an answer; who did not answer was absent."""
         round = Round(
             t, answer.who.to(device), work.start, answer.delta, answer.span, answer.loss, available, lr, None,
-            answer.told, chance, None if bool((effort == 1).all()) else effort.to(device),
+            answer.told, chance, None if bool((effort == 1).all()) else effort,
         )  # fmt: skip
         if len(answer.who) == len(who):
             return round
-        answered = torch.isin(who, answer.who).to(device)
+        here = torch.isin(who, answer.who).nonzero()[:, 0]
+        answered = here.to(device)
         return round._replace(
             start=work.start[answered],
             chance=None if chance is None else chance[answered],
-            effort=None if round.effort is None else round.effort[answered],
+            effort=None if round.effort is None else round.effort[here],
         )
 
     question = strategy.survey(state, there) if len(who) else None

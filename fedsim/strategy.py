@@ -70,13 +70,17 @@ class Round(NamedTuple):
     told: Mapping[str, Tensor] = {}  #         answers to `ask`, each [k] or [k, P]; never written to
     chance: Tensor | None = None  # [k]     how likely each was to be there this round, where that changes from round to
     #        round; None: it does not, or nobody knows
-    effort: Tensor | None = None  # [k]     share of its local work that each did; None: all did all of it
+    effort: Tensor | None = None  # [k]     share of its local work that each did, on the host; None: all did all of it
 
     def only(self, keep: Tensor) -> Round:
-        """The round as if only those with keep [k] (bool) had been there."""
-        each = ("who", "start", "delta", "span", "loss", "age", "chance", "effort")
-        left = {name: value[keep] for name in each if (value := getattr(self, name)) is not None}
-        return self._replace(**left, told={name: value[keep] for name, value in self.told.items()})
+        """The round as if only those with keep [k] (bool) had been there. Made of what the host knows, as `effort` is,
+        keep costs nothing; for one on a device it waits."""
+        here = keep.cpu().nonzero()[:, 0]
+        there = here.to(self.who.device)
+        each = ("who", "start", "delta", "span", "loss", "age", "chance")
+        left = {name: value[there] for name in each if (value := getattr(self, name)) is not None}
+        told = {name: value[there] for name, value in self.told.items()}
+        return self._replace(**left, told=told, effort=None if self.effort is None else self.effort[here])
 
     def spans(self, strategy: str) -> Tensor:
         """span [k, 1], for a strategy that cannot do without. Raises ValueError where it is unknown."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fedsim.testing.states import close, contents, copied, same
 
 __all__ = [
     "F64",
+    "LIGHT",
     "Bowl",
     "Frozen",
     "Honest",
@@ -34,6 +36,7 @@ __all__ = [
     "round_of",
     "row",
     "same",
+    "small",
     "subsets",
     "uniform",
 ]
@@ -49,6 +52,45 @@ def command(*arguments: str | Path) -> int:
         cli.main([str(argument) for argument in arguments])
     code: int = exit.value.code  # type: ignore[assignment]
     return code
+
+
+LIGHT = """
+import sys
+from fedsim.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    heavy = [name for name in ("torch", "flwr", "matplotlib", "sklearn", "ray") if name in sys.modules]
+    assert not heavy, heavy
+"""  # a program: the command, and nothing heavy imported for it
+SMALL = """\
+name = "small"
+[task]
+data = { name = "clusters", classes = 3, dimension = 4, examples = 60, test-examples = 30 }
+clients = 6
+TASK
+[participation]
+PRESENCE
+[local]
+lr = 0.1
+steps = 2
+batch = 4
+STRATEGIES
+[run]
+RUN
+"""
+
+
+def small(
+    *strategies: str, run: str, task: str = 'model = "logistic"',
+    presence: str = 'name = "bernoulli"\nprobabilities = 0.5',
+) -> str:  # fmt: skip
+    """An experiment file that runs in a moment: six clients with ten examples each of three clusters. What is given are
+    lines of its tables; a strategy may be just a name."""
+    entries = [f'name = "{entry}"' if re.fullmatch(r"\w+", entry) else entry for entry in strategies]
+    tables = "\n".join(f"[[strategy]]\n{entry}" for entry in entries)
+    parts = {"TASK": task, "PRESENCE": presence, "STRATEGIES": tables, "RUN": run}
+    return re.sub("TASK|PRESENCE|STRATEGIES|RUN", lambda part: parts[part.group()].strip("\n"), SMALL)
 
 
 # Presence ------------------------------------------------------------------------------------------------------------

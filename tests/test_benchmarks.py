@@ -57,12 +57,6 @@ def test_the_claim_holds_in_the_committed_numbers() -> None:
     )
 
 
-@pytest.fixture
-def beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Benchmarks find what lies beside them, as they do when they are run."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-
-
 def committed(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary of a benchmark and the runs it was made from."""
     path = FOLDER / "results" / f"{name}.json"
@@ -70,7 +64,6 @@ def committed(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return json.loads(path.read_text()), runs
 
 
-@pytest.mark.usefixtures("beside")
 def test_side_by_side_is_simulate() -> None:
     """Every strategy of participation_bias, each with a learning rate of its own, through an empty round and with
     batches that are not full, gives the model of a run alone."""
@@ -97,7 +90,6 @@ def test_side_by_side_is_simulate() -> None:
         torch.testing.assert_close(models[m], last.model, rtol=0, atol=1e-6)
 
 
-@pytest.mark.usefixtures("beside")
 def test_side_by_side_refuses_what_it_cannot_do() -> None:
     from fedsim import LocalSGD, federate
 
@@ -111,7 +103,6 @@ def test_side_by_side_refuses_what_it_cannot_do() -> None:
             module.train(shared, nobody, nothing, nobody, local, [0.1])
 
 
-@pytest.mark.usefixtures("beside")
 def test_verdict() -> None:
     verdict = script("side_by_side").verdict
     above, across, below = {"low": 0.1, "high": 0.2}, {"low": -0.1, "high": 0.2}, {"low": -0.2, "high": -0.1}
@@ -120,7 +111,6 @@ def test_verdict() -> None:
     assert verdict([above, across, below]) == "does not hold"
 
 
-@pytest.mark.usefixtures("beside")
 @pytest.mark.parametrize("pattern", ["bernoulli", "cyclic"])
 def test_participation_bias(pattern: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first 20 rounds of all strategies with the first seed, at the rates that the tuning runs choose."""
@@ -140,7 +130,6 @@ def test_participation_bias(pattern: str, data_dir: Path, monkeypatch: pytest.Mo
         assert again[m]["test_loss"] == pytest.approx(same["test_loss"][str(benchmark.EARLY[0])], rel=1e-3), name
 
 
-@pytest.mark.usefixtures("beside")
 @pytest.mark.parametrize("name", ["participation_bias", "fedstale_heterogeneity"])
 def test_verdicts_follow_from_the_committed_runs(name: str) -> None:
     result, runs = committed(name)
@@ -150,7 +139,6 @@ def test_verdicts_follow_from_the_committed_runs(name: str) -> None:
     assert {"command", "commit", "versions", "seconds"} <= result.keys()
 
 
-@pytest.mark.usefixtures("beside")
 def test_fedstale_heterogeneity(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first rounds of one cell of the map with the first seed; and where everybody is always there, the column that
     is not run, β changes nothing."""

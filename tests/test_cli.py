@@ -17,42 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import LIGHT, command, small
 
 from fedsim import cli
 from fedsim.participation import Schedule
 from fedsim.record import read_metrics, read_result
 
-SMALL = """
-name = "small"
-[task]
-data = { name = "clusters", classes = 3, dimension = 4, examples = 60, test-examples = 30 }
-clients = 6
-model = "logistic"
-partition = { name = "dirichlet", alpha = 0.05 }
-objective = "uniform"
-[participation]
-name = "bernoulli"
-probabilities = { name = "label-correlated", mean = 0.4 }
-[local]
-lr = 0.1
-steps = 2
-batch = 4
-[[strategy]]
-name = "FedAvg"
-[[strategy]]
-name = "FedAU"
-label = "FedAU, K = 5"
-cutoff = 5
-local = { lr = 0.05 }
-[[strategy]]
-name = "VarianceCorrection"
-label = "gossip"
-topology = { name = "erdos-renyi", p = 0.7 }
-[run]
-rounds = 10
-seeds = [1, 2]
-eval-every = 4
-"""
+SMALL = small(
+    "FedAvg", 'name = "FedAU"\nlabel = "FedAU, K = 5"\ncutoff = 5\nlocal = { lr = 0.05 }',
+    'name = "VarianceCorrection"\nlabel = "gossip"\ntopology = { name = "erdos-renyi", p = 0.7 }',
+    task='model = "logistic"\npartition = { name = "dirichlet", alpha = 0.05 }\nobjective = "uniform"',
+    presence='name = "bernoulli"\nprobabilities = { name = "label-correlated", mean = 0.4 }',
+    run="rounds = 10\nseeds = [1, 2]\neval-every = 4",
+)  # fmt: skip
 FILES = [
     "clients.csv",
     "environment.json",
@@ -69,17 +46,6 @@ FIGURES = [
     for name in ("bias", "clients", "curves", "final", "gossip", "participation", "weights")
     for suffix in ("png", "svg")
 ]
-
-
-LIGHT = """
-import sys
-from fedsim.cli import main
-try:
-    main(sys.argv[1:])
-finally:
-    heavy = [name for name in ("torch", "flwr", "matplotlib", "sklearn", "ray") if name in sys.modules]
-    assert not heavy, heavy
-"""
 
 
 def fedsim(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -256,22 +222,52 @@ def test_refused_in_one_line(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(experiment.parent)
     before = sorted(experiment.parent.iterdir())
-    with pytest.raises(SystemExit) as exit:
-        cli.main(list(arguments))
+    code = command(*arguments)
     out, err = capsys.readouterr()
     assert message in err
-    assert (exit.value.code, out, err.count("\n")) == (2, "", 1)
+    assert (code, out, err.count("\n")) == (2, "", 1)
     assert sorted(experiment.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("list",), "say what to list: strategies, weights, "),
+        (("verify", "nowhere"), "there is no folder nowhere; give the one that `fedsim run` printed"),
+        (("resume", "nowhere"), "there is no folder nowhere; give the one that `fedsim run` printed"),
+        (("report", "nowhere"), "there is no folder nowhere; give the one that `fedsim run` printed"),
+        (("resume", "."), ". holds no run: there is no experiment.toml in it"),
+        (("run", "held"), "held is a run folder; the experiment in it is held/experiment.toml"),
+        (("run", "small.toml", "--set", "strategy.FedAv.lr=1"), 'there is no "FedAv"; there are 0 (FedAvg), '),
+    ],
+)
+def test_what_is_not_there_is_said(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], said: str,
+) -> None:  # fmt: skip
+    (tmp_path / "small.toml").write_text(SMALL)
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "experiment.toml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    assert command(*arguments) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_command_that_is_not_known_names_the_nearest_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("rum") == 2
+    err = capsys.readouterr().err
+    assert err.count("run") == err.lower().count("did you mean") == 1
 
 
 def test_a_run_that_diverges_does_not_stop_the_others(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--set", "strategy.FedAvg.local={lr=1e38}", "--set", "run.seeds=[1]", "--quiet"]
-    with pytest.raises(SystemExit) as exit:
-        cli.main(["run", str(experiment), "--out", str(tmp_path / "run"), *given])
+    assert command("run", experiment, "--out", tmp_path / "run", *given) == 2
     out, err = capsys.readouterr()
-    assert (exit.value.code, out, err.count("\n")) == (2, "", 1)
+    assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("fedsim: FedAvg, seed 1: round ")
     assert "diverged: lower the learning rate" in err
     assert [run["strategy"] for run in read_result(tmp_path / "run")] == ["FedAU, K = 5", "gossip"]
@@ -287,10 +283,9 @@ def test_a_full_disk_before_the_first_round(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(SystemExit) as exit:
-        cli.main(["run", str(experiment), "--out", str(tmp_path / "a" / "run"), "--quiet"])
+    assert command("run", experiment, "--out", tmp_path / "a" / "run", "--quiet") == 2
     out, err = capsys.readouterr()
-    assert (exit.value.code, out, err.count("\n")) == (2, "", 1)
+    assert (out, err.count("\n")) == ("", 1)
     assert f"cannot write {tmp_path / 'a' / 'run' / 'experiment.toml'}: No space left on device" in err
     assert list(tmp_path.iterdir()) == []
 
@@ -372,9 +367,7 @@ def test_help_is_light(arguments: tuple[str, ...], texts: tuple[str, ...]) -> No
 
 @pytest.mark.parametrize("kind", cli.listing.KINDS)
 def test_lists(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
-        cli.main(["list", kind])
-    assert exit.value.code == 0
+    assert command("list", kind) == 0
     lines = capsys.readouterr().out.splitlines()
     for line in lines:
         assert re.fullmatch(r"\S+ {2,}\S.{9,}", line), line

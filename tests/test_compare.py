@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from pathlib import Path
 from typing import Any
 
@@ -421,17 +420,6 @@ def test_a_strategy_that_cannot_begin_stops_everything(tmp_path: Path) -> None:
     tables = {**TABLES, "strategy": [{"name": "FedAvg"}, {"name": "mine.py:Never", "label": "never"}]}
     with pytest.raises(ValueError, match=r"^never: not today$"):
         next(compare.compare(experiment.parse(tables, tmp_path)))
-
-
-def test_summaries() -> None:
-    def run(label: str, seed: int, accuracy: float) -> compare.Finished:
-        return compare.Finished(label, seed, 10, {}, {"test_accuracy": accuracy}, 1.0, 1.0)
-
-    found = compare.summarise([run("a", 1, 0.5), run("b", 1, 0.9), run("a", 2, 0.7)])
-    assert [(s.strategy, s.seeds) for s in found] == [("a", 2), ("b", 1)]
-    assert found[0].mean["test_accuracy"] == pytest.approx(0.6)
-    assert found[0].std["test_accuracy"] == pytest.approx(math.sqrt(0.02))
-    assert math.isnan(found[1].std["test_accuracy"])
 
 
 def test_engines_agree() -> None:

@@ -67,7 +67,7 @@ with warnings.catch_warnings():
     from flwr.serverapp import strategy as stock
 
     from fedsim.flower import FlowerStrategy, InProcessGrid, client_app, initial_arrays, wire
-    from fedsim.flower.strategy import reweighed
+    from fedsim.flower.memory import reweighed
 
 N, T, SEED = 6, 7, 3
 LOCAL = fedsim.LocalSGD(lr=0.2, steps=3, batch=8)

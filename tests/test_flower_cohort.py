@@ -35,7 +35,7 @@ with warnings.catch_warnings():
     from flwr.serverapp import strategy as stock
     from flwr.serverapp.strategy import strategy_utils
 
-    from fedsim.flower import FlowerStrategy, InProcessGrid, client_app, cohort, initial_arrays, over
+    from fedsim.flower import FlowerStrategy, InProcessGrid, client_app, cohort, evaluation, initial_arrays, over
     from fedsim.flower.arrays import TensorArray, records
     from fedsim.flower.cohort import CohortGrid
     from fedsim.flower.drive import Played, rounds
@@ -589,7 +589,7 @@ def test_no_training(task: Task) -> None:
 
 
 def test_evaluation_on_their_own_examples_is_the_objective(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cohort, "EXAMPLES", 100)  # in pieces that are not the clients'
+    monkeypatch.setattr(evaluation, "EXAMPLES", 100)  # in pieces that are not the clients'
     result = stock.FedAvg().start(grid_of(task), initial_arrays(task, SEED), num_rounds=1)
     expected = fedsim.measure.objective(task, flat(task, result.arrays))
     assert result.evaluate_metrics_clientapp[1]["loss"] == pytest.approx(expected, rel=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import os
 import pkgutil
 import re
@@ -99,6 +100,15 @@ def test_the_tree_shows_every_file() -> None:
         assert path.name == "__init__.py" or path.name in shown or room in ("strategies/",), path
     for name in shown:
         assert list(ROOT.rglob(name.rstrip("/"))), f"the README's tree shows {name}, which is not there"
+
+
+def test_tables_and_pictures_stand_by_themselves() -> None:
+    """Without an empty line a page shows the text after a table as its last row, and a picture inside a paragraph."""
+    text = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
+    for before, line in itertools.pairwise(text.splitlines()):
+        for mark in ("|", "!["):
+            if line.startswith(mark) != before.startswith(mark):
+                assert not (line and before), f"an empty line is missing between {before[:60]!r} and {line[:60]!r}"
 
 
 def test_links_lead_somewhere() -> None:

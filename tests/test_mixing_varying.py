@@ -502,6 +502,8 @@ def test_a_function_of_the_round_gives_its_graph() -> None:
         (lambda: Base()(0, torch.arange(3)), r"how many nodes there are: Base\(nodes=n\)"),
         (lambda: Base(nodes=0)(0, torch.arange(0)), "nodes must be at least 1, got 0"),
         (lambda: Base(0), "peers must be at least 1, got 0"),
+        (lambda: Base(2.5), "peers must be a whole number, got 2.5"),  # type: ignore[arg-type]
+        (lambda: RandomRegular(True), "degree must be a whole number, got True"),
         (lambda: RandomRegular(0), "degree must be at least 1, got 0"),
         (lambda: EquiStatic(0), "peers must be at least 1, got 0"),
         (lambda: EquiDynamic(2.0), "eta must be between 0 and 1, got 2"),

@@ -8,16 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from fedsim.cli import main
+from helpers import command
 
 ROOT = Path(__file__).parent.parent
-
-
-def ran(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(list(arguments))
-    return int(left.value.code or 0)
 
 
 @pytest.mark.parametrize(("name", "more", "rivals"), [
@@ -32,7 +25,7 @@ def test_what_is_written_works_as_it_is(
     from fedsim.record import read_metrics
 
     monkeypatch.chdir(tmp_path)
-    assert ran("new", "strategy", name, *more) == 0
+    assert command("new", "strategy", name, *more) == 0
     said = capsys.readouterr().out.splitlines()
     module = name.replace("Half", "_half").lower()
     files = {f"{module}.py", f"test_{module}.py", f"{module}.toml"}
@@ -43,8 +36,8 @@ def test_what_is_written_works_as_it_is(
         f"  fedsim run {module}.toml",
     ]
     settings = ["--config", str(ROOT / "pyproject.toml"), "."]
-    for command in (["check"], ["format", "--check"]):
-        subprocess.run([sys.executable, "-m", "ruff", *command, *settings], check=True, capture_output=True)
+    for words in (["check"], ["format", "--check"]):
+        subprocess.run([sys.executable, "-m", "ruff", *words, *settings], check=True, capture_output=True)
     test = [sys.executable, "-m", "pytest", "-q", "-W", "error", f"test_{module}.py"]
     out = subprocess.run(test, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert out.returncode == 0, out.stdout
@@ -53,7 +46,7 @@ def test_what_is_written_works_as_it_is(
         measured = [event for event in compare(load(f"{module}.toml")) if isinstance(event, Measured)]
         end = {event.strategy: event.metrics["test_accuracy"] for event in measured if event.round == 40}
     else:
-        assert ran("run", f"{module}.toml", "--out", "out", "--quiet") == 0
+        assert command("run", f"{module}.toml", "--out", "out", "--quiet") == 0
         rows = read_metrics("out")
         end = {row.strategy: row.value for row in rows if row.metric == "test_accuracy" and row.round == 40}
     assert list(end) == rivals
@@ -62,7 +55,7 @@ def test_what_is_written_works_as_it_is(
 
 def test_a_near_miss_fails_the_test_that_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert ran("new", "strategy", "FedHalf") == 0
+    assert command("new", "strategy", "FedHalf") == 0
     text = Path("fed_half.py").read_text()
     Path("fed_half.py").write_text(text.replace("self.beta * s.m +", "self.beta * s.m -"))
     test = [sys.executable, "-m", "pytest", "-q", "-k", "hand", "test_fed_half.py"]
@@ -86,13 +79,13 @@ def test_mistakes(
     arguments: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert ran("new", *arguments) == 2
+    assert command("new", *arguments) == 2
     assert text in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "fed_half.toml").write_text("mine")
-    assert ran("new", "strategy", "FedHalf", "--folder", str(tmp_path)) == 2
+    assert command("new", "strategy", "FedHalf", "--folder", str(tmp_path)) == 2
     assert "fed_half.toml is there already" in capsys.readouterr().err
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]

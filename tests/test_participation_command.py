@@ -6,35 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers import command, small
 
-from fedsim import cli, compare
+from fedsim import compare
 from fedsim.experiment import load
 from fedsim.participation import Schedule
 
-SMALL = """
-name = "small"
-[task]
-data = { name = "clusters", classes = 3, dimension = 4, examples = 60, test-examples = 30 }
-clients = 6
-model = "logistic"
-partition = { name = "dirichlet", alpha = 0.3 }
-[participation]
-name = "markov"
-probabilities = { name = "label-correlated", mean = 0.4 }
-[local]
-steps = 2
-[[strategy]]
-name = "FedAvg"
-[run]
-rounds = 30
-seeds = [4, 2]
-"""
-
-
-def ran(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as exit:
-        cli.main(["participation", *map(str, arguments)])
-    return int(exit.value.code or 0)
+SMALL = small(
+    "FedAvg", task='model = "logistic"\npartition = { name = "dirichlet", alpha = 0.3 }',
+    presence='name = "markov"\nprobabilities = { name = "label-correlated", mean = 0.4 }',
+    run="rounds = 30\nseeds = [4, 2]",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -48,7 +30,7 @@ def test_it_reports_the_schedule_that_a_run_draws(experiment: Path, capsys: pyte
     made = load(experiment)
     began = {e.seed: e.schedule for e in compare.compare(made) if isinstance(e, compare.Began)}
     for seed, given in ((4, ()), (2, ("--seed", "2"))):
-        assert ran(experiment, "--json", *given) == 0
+        assert command("participation", experiment, "--json", *given) == 0
         found = json.loads(capsys.readouterr().out)
         assert (found["experiment"], found["seed"]) == ("small", seed)
         assert found["schedule"] == began[seed].digest()
@@ -57,7 +39,7 @@ def test_it_reports_the_schedule_that_a_run_draws(experiment: Path, capsys: pyte
 
 
 def test_the_folder(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ran(experiment, "--set", "run.rounds=12", "--set", "participation.memory=0.5") == 0
+    assert command("participation", experiment, "--set", "run.rounds=12", "--set", "participation.memory=0.5") == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "small, seed 4: 6 clients, 12 rounds" in out
@@ -71,13 +53,13 @@ def test_the_folder(experiment: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (folder / "participation.svg").stat().st_size > 1000
 
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    assert ran(experiment, "--out", folder) == 2
+    assert command("participation", experiment, "--out", folder) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert "already holds a report" in err
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
-    assert ran(folder / "schedule-seed4.npz", "--json", "--out", "again") == 0
+    assert command("participation", folder / "schedule-seed4.npz", "--json", "--out", "again") == 0
     again = json.loads(capsys.readouterr().out)
     assert again == {key: value for key, value in report.items() if key not in ("experiment", "seed", "size", "labels")}
     assert sorted(path.name for path in Path("again").iterdir()) == sorted(
@@ -88,7 +70,8 @@ def test_the_folder(experiment: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_task_without_classes(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("task.data=quadratic", "task.model=scalar", "task.partition=natural", "task.clients=4",
              "participation.probabilities=0.5")  # fmt: skip
-    assert ran(experiment, "--json", *(word for change in given for word in ("--set", change))) == 0
+    changes = [word for change in given for word in ("--set", change)]
+    assert command("participation", experiment, "--json", *changes) == 0
     found = json.loads(capsys.readouterr().out)
     assert "labels" not in found
     assert found["floor"] == {"probability": 0.5, "share": 1.0}

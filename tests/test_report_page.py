@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import command
 from report_folders import height, made
 
-from fedsim.cli import main
 from fedsim.paired import differences, standings
 from fedsim.report.page import page, tell, words, write_page
 from fedsim.report.page.measures import finals
@@ -484,25 +484,19 @@ def test_a_run_with_other_numbers_is_refused(tmp_path: Path) -> None:
 # The command ---------------------------------------------------------------------------------------------------------
 
 
-def _command(*arguments: str | Path) -> int | str | None:
-    with pytest.raises(SystemExit) as done:
-        main(["report", *map(str, arguments)])
-    return done.value.code
-
-
 def test_the_command_writes_the_page_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = made(tmp_path / "run", ["A", "B"])
-    assert _command(path) == 0
+    assert command("report", path) == 0
     assert capsys.readouterr().out == f"report: {path / 'report.html'}\n"
     first = (path / "report.html").read_text()
-    assert _command(path, "--out", tmp_path / "new" / "other.html") == 0
+    assert command("report", path, "--out", tmp_path / "new" / "other.html") == 0
     assert (tmp_path / "new" / "other.html").read_text() == first
 
 
 def test_the_command_puts_folders_together_with_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folders = made(tmp_path / "a", ["A", "B"]), made(tmp_path / "b", ["C"])
-    assert _command(*folders, "--csv", "--latex", "--markdown", "--baseline", "B", "--target", "0.5") == 0
+    assert command("report", *folders, "--csv", "--latex", "--markdown", "--baseline", "B", "--target", "0.5") == 0
     (out,) = tmp_path.glob("runs/made-report-*")
     names = [f"{name}.{form}" for name in ("paired", "rank", "targets") for form in ("csv", "md", "tex")]
     assert sorted(path.name for path in out.iterdir()) == sorted([*names, "report.html"])
@@ -524,7 +518,7 @@ def test_the_command_puts_folders_together_with_their_tables(tmp_path: Path, mon
         (["--baseline", "AA"], 'no strategy is called "AA"'),
         (["--target", "nan"], "--target must be a finite number"),
         (["--out", "run/metrics.csv"], "give a name that ends in .html"),
-        (["nothing"], "nothing is no folder: there is no experiment.toml in it"),
+        (["nothing"], "there is no folder nothing; give the one that"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(
@@ -532,7 +526,7 @@ def test_a_mistake_is_one_line(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     made(tmp_path / "run", ["A", "B"], [1])
-    assert _command("run", *arguments) == 2
+    assert command("report", "run", *arguments) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
@@ -543,7 +537,7 @@ def test_a_mistake_is_one_line(
 def test_a_broken_file_is_named(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = made(tmp_path / "run", ["A"], [1])
     (path / name).write_text('{"a": [}\nx\n')
-    assert _command(path) == 2
+    assert command("report", path) == 2
     assert name in capsys.readouterr().err
 
 

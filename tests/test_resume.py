@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import command
+from helpers import command, small
 from torch import Tensor
 
 from fedsim import cli, compare, experiment, standing, strategies
@@ -230,29 +230,10 @@ def test_a_checkpoint_of_another_world_or_format_is_refused(tmp_path: Path) -> N
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-FILE = """
-name = "small"
-[task]
-data = { name = "clusters", classes = 3, dimension = 4, examples = 60, test-examples = 30 }
-clients = 6
-holdout = 0.3
-model = "logistic"
-[participation]
-name = "bernoulli"
-probabilities = 0.5
-[local]
-lr = 0.1
-steps = 2
-batch = 4
-[[strategy]]
-name = "FedAvg"
-[[strategy]]
-name = "FedVARP"
-[[strategy]]
-name = "DPSGD"
-label = "gossip"
-topology = "ring"
-[run]
+FILE = small(
+    "FedAvg", "FedVARP", 'name = "DPSGD"\nlabel = "gossip"\ntopology = "ring"',
+    task='model = "logistic"\nholdout = 0.3',
+    run="""
 rounds = 40
 seeds = [1, 2]
 eval-every = 3
@@ -261,7 +242,8 @@ together = 4
 chunk = 2
 threads = 1
 device = "cpu"
-"""
+""",
+)  # fmt: skip
 SAME = ("metrics.csv", "hashes.csv", "clients.csv", "experiment.toml")
 TIMES = ("seconds", "spent", "speed", "client_trainings_per_second")
 

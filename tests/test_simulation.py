@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim import LocalSGD, Loop, Stacked, federate, simulate, strategies, weights
+from fedsim import LocalSGD, Loop, Stacked, federate, measure, simulate, strategies, weights
 from fedsim.checkpoint import load_checkpoint, save_checkpoint
 from fedsim.data.partition import Dirichlet
 from fedsim.mixing import Complete, Metropolis, Neighbour
@@ -198,6 +198,38 @@ def test_gossip_traffic_counts_models_sent(task: Task) -> None:
 def test_the_wrong_schedule_is_refused(task: Task) -> None:
     with pytest.raises(ValueError, match="schedule has 30 clients but the task has 20; draw it with n=20"):
         next(iter(simulate(task, FedAvg(), Everyone().draw(30, 1, seed=1), LOCAL)))
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"strategy": FedAvg}, r"the class FedAvg is no strategy; give an object, FedAvg\(\)"),
+    ({"strategy": FedAdam(inner=FedAvg)}, r"FedAdam: inner is the class FedAvg; give an object, FedAvg\(\)"),
+    ({"strategy": FedAvg(weights="known")}, r"FedAvg: weights is 'known'; give an object, such as Present\(\)"),
+    ({"strategy": DPSGD(Metropolis(nx.cycle_graph(5)))}, "DPSGD, mixing: the graph has 5 nodes but the task has 20"),
+    ({"schedule": Bernoulli(0.5)}, r"a Bernoulli is a process, which draws schedules; give Bernoulli\(...\).draw\(20,"),
+    ({"local": LocalSGD}, "local must be a LocalSGD, such as .*, got the class LocalSGD"),
+    ({"engine": "loop"}, "engine must be an object such as .*, got 'loop'"),
+    ({"p": torch.ones(20)}, "p must be weights of at least 0 that sum to 1, and these sum to 20"),
+    ({"p": torch.full((20,), torch.nan)}, "p must be weights"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(change: dict[str, Any], said: str, task: Task, schedule: Schedule) -> None:
+    given = {"task": task, "strategy": FedAvg(), "schedule": schedule, "local": LOCAL, **change}
+    with pytest.raises(ValueError, match=f"^{said}"):
+        next(simulate(**given))
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"partition": "iid"}, "partition must be an object such as .*, got 'iid'"),
+    ({"partition": Dirichlet}, "partition must be an object such as .*, got the class Dirichlet"),
+    ({"clients": 2.5}, "clients must be a whole number, got 2.5"),
+])  # fmt: skip
+def test_a_task_that_cannot_be_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        federate("digits", **{"clients": 20, "model": "logistic", **change})
+
+
+def test_a_model_of_another_size_is_not_measured(task: Task) -> None:
+    with pytest.raises(ValueError, match="the model has 3 numbers but the task's has 650 parameters"):
+        measure.test(task, torch.zeros(3))
 
 
 def test_divergence_is_not_silent(task: Task) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from helpers import small
 
 from fedsim import experiment as experiments
 from fedsim import paired, sweep
@@ -20,31 +21,12 @@ from fedsim.report.style import RC
 from fedsim.sweep import axes, folder
 from fedsim.sweep.grid import Grid
 
-BASE = """
-[task]
-data = { name = "clusters", classes = 3, dimension = 4, examples = 60, test-examples = 30 }
-clients = 6
-model = { name = "mlp", hidden = [4] }
-partition = { name = "dirichlet", alpha = 0.5 }
-[participation]
-name = "bernoulli"
-probabilities = { name = "label-correlated", mean = 0.4, alpha = 1.0 }
-[local]
-lr = 0.1
-steps = 2
-batch = 4
-[[strategy]]
-name = "FedAvg"
-[[strategy]]
-name = "FedStale"
-[[strategy]]
-name = "DPSGD"
-label = "gossip"
-topology = { name = "random-regular", degree = 2 }
-[run]
-rounds = 4
-seeds = [1, 2]
-"""
+BASE = small(
+    "FedAvg", "FedStale", 'name = "DPSGD"\nlabel = "gossip"\ntopology = { name = "random-regular", degree = 2 }',
+    task='model = { name = "mlp", hidden = [4] }\npartition = { name = "dirichlet", alpha = 0.5 }',
+    presence='name = "bernoulli"\nprobabilities = { name = "label-correlated", mean = 0.4, alpha = 1.0 }',
+    run="rounds = 4\nseeds = [1, 2]",
+)  # fmt: skip
 
 
 def made(tmp_path: Path, table: str = "", base: str = BASE, **given: Any) -> sweep.Sweep:
@@ -159,7 +141,6 @@ def test_a_cell_is_the_experiment_of_a_run_with_set(tmp_path: Path) -> None:
         changes = [
             f"task.partition={partition}",
             *(f"strategy.{i}.local.lr={cell.values[1]}" for i in range(3)),
-            "name=exp",
         ]
         assert found.experiment(cell).toml() == experiments.load(tmp_path / "base.toml", changes).toml()
 
@@ -239,7 +220,7 @@ def test_every_number_of_every_strategy_can_be_a_list(name: str, key: str, defau
         ('"strategy.FedStale.beta" = [[0, 1], [1]]', 'beta must be a finite number or "auto", got [0, 1]'),
         ('"run.rounds" = [1, 0]', "cell 001-rounds=0: [run] rounds must be at least 1"),
         ('"strategy.*.beta" = [0, 1]', 'cell 000-beta=0: [strategy.0] unknown key "beta"'),
-        ('"strategy.MIFA.lr" = [0, 1]', "there is no number MIFA; there are 0 (FedAvg), 1 (FedStale), 2 (gossip)"),
+        ('"strategy.MIFA.lr" = [0, 1]', 'there is no "MIFA"; there are 0 (FedAvg), 1 (FedStale), 2 (gossip)'),
         ('"strategy" = [0, 1]', "strategy itself cannot be swept"),
         ('"run..rounds" = [0, 1]', "a path is keys with dots between them"),
         ('"strategy.FedStale.beta" = [0, 1]\n"strategy.1.beta" = [0, 1]', "the same key as strategy.FedStale.beta"),

@@ -15,51 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import LIGHT, command, small
 
-from fedsim import cli
 from fedsim.record import read_metrics, read_result
 from fedsim.report import maps
 from fedsim.sweep import folder as folders
 from fedsim.sweep.grid import read
 
-FILE = """
-name = "small"
-[task]
-data = { name = "clusters", classes = 3, dimension = 4, examples = 60, test-examples = 30 }
-clients = 6
-model = "logistic"
-objective = "uniform"
-[participation]
-name = "bernoulli"
-probabilities = { name = "label-correlated", mean = 0.4, alpha = 1.0 }
-[local]
-lr = 0.1
-steps = 2
-batch = 4
-[[strategy]]
-name = "FedAvg"
-[[strategy]]
-name = "FedStale"
-beta = [0.0, 1.0]
-[run]
+FILE = small(
+    "FedAvg", 'name = "FedStale"\nbeta = [0.0, 1.0]', task='model = "logistic"\nobjective = "uniform"',
+    presence='name = "bernoulli"\nprobabilities = { name = "label-correlated", mean = 0.4, alpha = 1.0 }',
+    run="""
 rounds = 10
 seeds = [1, 2]
 eval-every = 2
 threads = 1
 [sweep]
 "participation.probabilities.alpha" = [10.0, 0.1]
-"""
+""",
+)  # fmt: skip
 CELLS = ["000-alpha=10,beta=0", "001-alpha=10,beta=1", "002-alpha=0.1,beta=0", "003-alpha=0.1,beta=1"]
 PLAIN = "import fedsim.report as r; r.write_figures = lambda folder: []; from fedsim.cli import main; main()"
-LIGHT = """
-import sys
-from fedsim.cli import main
-try:
-    main(sys.argv[1:])
-finally:
-    heavy = [name for name in ("torch", "flwr", "matplotlib", "sklearn", "ray") if name in sys.modules]
-    assert not heavy, heavy
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -75,14 +51,6 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def fedsim(*arguments: str | Path) -> int:
-    """The command, in this process; its exit code."""
-    with pytest.raises(SystemExit) as exit:
-        cli.main([*map(str, arguments)])
-    assert isinstance(exit.value.code, int)
-    return exit.value.code
-
-
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep that nobody interrupted."""
@@ -90,7 +58,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "small.toml").write_text(FILE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedsim.report.write_figures", lambda folder: [])
-        assert fedsim("sweep", folder / "small.toml", "--out", folder / "out", "--quiet") == 0
+        assert command("sweep", folder / "small.toml", "--out", folder / "out", "--quiet") == 0
     return folder / "out"
 
 
@@ -124,7 +92,7 @@ def test_a_cell_is_what_fedsim_run_gives(swept: Path, tmp_path: Path) -> None:
     """Byte for byte."""
     (tmp_path / "small.toml").write_text(FILE[: FILE.index("[sweep]")])
     changes = ["--set", "strategy.FedStale.beta=1.0", "--set", "participation.probabilities.alpha=0.1"]
-    assert fedsim("run", tmp_path / "small.toml", *changes, "--out", tmp_path / "run", "--quiet") == 0
+    assert command("run", tmp_path / "small.toml", *changes, "--out", tmp_path / "run", "--quiet") == 0
     for name in ("metrics.csv", "experiment.toml", "clients.csv"):
         assert (swept / CELLS[3] / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
@@ -167,7 +135,7 @@ def test_killed_within_a_cell(swept: Path, file: Path, tmp_path: Path) -> None:
     assert not (out / CELLS[1] / "cell.json").exists()
     assert [row["status"] for row in folders.read_index(out)] == ["finished"] * 4 + ["waiting"] * 3
     before = (out / CELLS[0] / "cell.json").stat().st_mtime_ns
-    assert fedsim("sweep", file, "--out", out, "--quiet") == 0
+    assert command("sweep", file, "--out", out, "--quiet") == 0
     assert (out / CELLS[0] / "cell.json").stat().st_mtime_ns == before
     same(out, swept)
 
@@ -194,10 +162,10 @@ def test_interrupted_between_cells(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(folders, "mark", interrupted)
-        assert fedsim("sweep", file, "--out", out, "--quiet") == 130
+        assert command("sweep", file, "--out", out, "--quiet") == 130
     said = capsys.readouterr().err
     assert said.endswith(f"2 of 4 cells are over; go on with: fedsim sweep --resume {out}\n")
-    assert fedsim("sweep", "--resume", out) == 0
+    assert command("sweep", "--resume", out) == 0
     over = 2 if when == "before the mark" else 3
     said = capsys.readouterr().out
     assert f"{over} of 4 cells are over already" in said
@@ -206,7 +174,7 @@ def test_interrupted_between_cells(
 
 
 def test_what_is_printed(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fedsim("sweep", file, "--out", tmp_path / "out", "--set", "run.rounds=4") == 0
+    assert command("sweep", file, "--out", tmp_path / "out", "--set", "run.rounds=4") == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0] == (
@@ -242,7 +210,7 @@ def test_a_run_that_diverges_does_not_stop_the_sweep(
 ) -> None:
     out = tmp_path / "out"
     given = ("--over", "strategy.FedStale.beta=[0.5]", "--over", "strategy.FedStale.local.lr=[0.1, 1e38, 0.2]")
-    assert fedsim("sweep", file, *given, "--out", out, "--set", "run.rounds=4", "--quiet") == 2
+    assert command("sweep", file, *given, "--out", out, "--set", "run.rounds=4", "--quiet") == 2
     said = capsys.readouterr().err
     assert said.count("diverged: lower the learning rate") == 4  # two seeds, two alphas
     rows = folders.read_index(out)
@@ -252,7 +220,7 @@ def test_a_run_that_diverges_does_not_stop_the_sweep(
     assert len(rows) - len(failed) == 20
     assert (out / "values.png").exists()
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
-    assert fedsim("sweep", "--resume", out, "--quiet") == 2  # it is over: nothing is run again
+    assert command("sweep", "--resume", out, "--quiet") == 2  # it is over: nothing is run again
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/*")} == before
 
 
@@ -260,14 +228,14 @@ def test_a_cell_that_only_its_data_rule_out(file: Path, tmp_path: Path, capsys: 
     """Sixty examples will not do for a hundred clients: that cell is noted, and the others go on."""
     out = tmp_path / "out"
     given = ("--over", "task.clients=[6, 100, 5]", "--over", "participation.probabilities.alpha=[1.0]")
-    assert fedsim("sweep", file, *given, "--set", "strategy.1.beta=0.5", "--out", out, "--quiet") == 2
+    assert command("sweep", file, *given, "--set", "strategy.1.beta=0.5", "--out", out, "--quiet") == 2
     said = capsys.readouterr().err
     assert "fedsim: cell 001-alpha=1,clients=100: " in said
     rows = folders.read_index(out)
     assert [row["status"] for row in rows] == ["finished"] * 4 + ["failed"] + ["finished"] * 4
     assert rows[4]["reason"] in said
     before = (out / "001-alpha=1,clients=100" / "cell.json").stat().st_mtime_ns
-    assert fedsim("sweep", "--resume", out, "--quiet") == 2
+    assert command("sweep", "--resume", out, "--quiet") == 2
     assert (out / "001-alpha=1,clients=100" / "cell.json").stat().st_mtime_ns == before
 
 
@@ -299,7 +267,7 @@ def test_refused_in_one_line(
     monkeypatch.chdir(file.parent)
     Path("lists.toml").write_text(FILE[: FILE.index("[sweep]")])
     before = sorted(file.parent.iterdir())
-    assert fedsim(*arguments, *(["--quiet"] if arguments[0] == "sweep" else [])) == 2
+    assert command(*arguments, *(["--quiet"] if arguments[0] == "sweep" else [])) == 2
     out, err = capsys.readouterr()
     assert message in err
     assert (out, err.count("\n")) == ("", 1)
@@ -321,7 +289,7 @@ def test_another_sweep_in_the_folder(
     swept: Path, file: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], message: str
 ) -> None:
     before = {path: path.read_bytes() for path in swept.rglob("*") if path.is_file()}
-    assert fedsim("sweep", file, "--out", swept, *given) == 2
+    assert command("sweep", file, "--out", swept, *given) == 2
     out, err = capsys.readouterr()
     assert message in err
     assert (out, err.count("\n")) == ("", 1)
@@ -331,7 +299,7 @@ def test_another_sweep_in_the_folder(
 def test_two_at_once(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open(swept / "sweep.toml", "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert fedsim("sweep", "--resume", swept, "--quiet") == 2
+        assert command("sweep", "--resume", swept, "--quiet") == 2
     assert capsys.readouterr().err == f"fedsim: another fedsim sweep is at work in {swept}\n"
 
 
@@ -359,7 +327,7 @@ def test_a_cell_that_was_tampered_with_is_run_again(swept: Path, tmp_path: Path)
     result = out / CELLS[2] / "result.json"
     table = json.loads(result.read_text())
     result.write_text(json.dumps({"runs": table["runs"][:-1]}))
-    assert fedsim("sweep", "--resume", out, "--quiet") == 0
+    assert command("sweep", "--resume", out, "--quiet") == 0
     same(out, swept)
     assert len(read_result(out / CELLS[2])) == 4
     assert math.isfinite(read_result(out / CELLS[2])[-1]["final_mean"]["test_loss"])
@@ -384,12 +352,12 @@ def test_a_cell_that_was_cut_short_goes_on_from_its_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(compare, "advance", interrupted)
-        assert fedsim("sweep", file, "--out", out, "--quiet") == 130
+        assert command("sweep", file, "--out", out, "--quiet") == 130
     capsys.readouterr()
     before = played[0]
     with monkeypatch.context() as patch:
         patch.setattr(compare, "advance", interrupted)
-        assert fedsim("sweep", "--resume", out) == 0
+        assert command("sweep", "--resume", out) == 0
     assert before == 2 * 4 * 10 + 20
     assert played[0] == 4 * 4 * 10
     assert f"{out / CELLS[2]} goes on from round 5 of 10: of 4 runs 0 are over, 4 under way" in capsys.readouterr().err

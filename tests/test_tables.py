@@ -303,7 +303,7 @@ def test_a_metric_that_some_runs_lack_is_said(tmp_path: Path) -> None:
 
 
 def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no run folder: there is no metrics\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"is no run folder: there is no experiment\.toml"):
         rank_table(tmp_path)
     with pytest.raises(ValueError, match="no run folder to read"):
         rank_table()
@@ -328,22 +328,45 @@ def test_folders_of_one_experiment_make_one_table(tmp_path: Path) -> None:
     for table in (rank_table, paired_table):
         assert as_csv(table(one, other, last)) == as_csv(table(whole))  # type: ignore[operator]
     assert rank_table(of.gather(one), other, last).rows == rank_table(whole).rows
-    with pytest.raises(ValueError, match="c_2, seed 1 is in two of the run folders"):
-        rank_table(whole, one)
+    assert rank_table(whole, one).rows == rank_table(whole).rows  # a run that is in both counts once
+    with pytest.raises(ValueError, match="c_2, seed 1 is in two of the results"):
+        rank_table(of.gather(whole), one)
+
+
+def test_tables_and_the_page_have_one_rule(tmp_path: Path) -> None:
+    """FedAvg at another [local] would pass for more seeds of it: refused by both, in the same words."""
+    from fedsim.report.page import tell
+
+    mine = '[local]\nlr = {}\n[[strategy]]\nname = "FedAvg"\nlabel = "a"\n[run]\nrounds = 40\n'
+    one = folder(tmp_path / "one", {"a": THREE["a"][:1]}, experiment=mine.format(0.1))
+    other = folder(tmp_path / "other", {"a": THREE["a"][1:]}, experiment=mine.format(0.2), seeds=(2, 3))
+    said = []
+    for ask in (lambda: rank_table(one, other), lambda: tell([one, other])):
+        with pytest.raises(ValueError, match=r"\[local\] differs in lr 0.1 and 0.2; make a report of each") as refused:
+            ask()
+        said.append(str(refused.value))
+    assert said[0] == said[1]
+
+
+def test_a_label_for_two_settings_is_two_strategies(tmp_path: Path) -> None:
+    mine = '[[strategy]]\nname = "FedAvg"\nlabel = "a"\nlr = {}\n'
+    one = folder(tmp_path / "one", {"a": THREE["a"]}, experiment=mine.format(0.1))
+    other = folder(tmp_path / "other", {"a": THREE["c_2"]}, experiment=mine.format(0.2))
+    assert set(cells(rank_table(one, other), "place")) == {"a (one)", "a (other)"}
 
 
 @pytest.mark.parametrize(
     ("experiment", "where"),
     [
-        (TASK.format(10, "here"), r"\[task\] clients"),
-        (TASK.format(9, "here").replace("40", "50"), r"\[run\] rounds"),
-        (TASK.format(9, "here") + "[participation]\nname = 'everyone'\n", r"\[participation\]"),
+        (TASK.format(10, "here"), r"\[task\] differs in clients 9 and 10"),
+        (TASK.format(9, "here").replace("40", "50"), r"\[run\] differs in rounds 40 and 50"),
+        (TASK.format(9, "here") + "[participation]\nname = 'everyone'\n", r"\[participation\] differs in name"),
     ],
 )
 def test_folders_of_other_experiments_are_no_pairs(tmp_path: Path, experiment: str, where: str) -> None:
     one = folder(tmp_path / "one", {"a": THREE["a"]}, experiment=TASK.format(9, "here"))
     other = folder(tmp_path / "other", {"b": THREE["b"]}, experiment=experiment)
-    with pytest.raises(ValueError, match=rf"one and .*other differ in {where}, so their runs are no pairs"):
+    with pytest.raises(ValueError, match=rf"one and .*other are not runs of the same experiment: {where}"):
         rank_table(one, other)
 
 

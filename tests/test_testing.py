@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
+from helpers import command
 from test_laws import WAIVED, Plain, Simple
 from torch import Tensor
 
@@ -421,12 +422,9 @@ def broken():
 
 
 def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    from fedsim.cli import main
-
-    with pytest.raises(SystemExit) as left:
-        main(["check", *arguments])
+    code = command("check", *arguments)
     out = capsys.readouterr()
-    return int(left.value.code or 0), out.out, out.err
+    return code, out.out, out.err
 
 
 def test_the_command(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

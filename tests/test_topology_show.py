@@ -12,9 +12,10 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from helpers import command
 from scipy import sparse
 
-from fedsim import cli, mixing, spectrum, topology
+from fedsim import mixing, spectrum, topology
 from fedsim.report import topology as report
 
 LARGE = {
@@ -239,16 +240,9 @@ def test_the_same_network_is_the_same_picture(tmp_path: Path) -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def command(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["topology", "show", *words])
-    return int(ended.value.code or 0)
-
-
 def test_show_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        command("random-regular", "--set", "n=12", "--set", "degree=3", "--set", "seed=2", "--out", str(tmp_path)) == 0
-    )
+    graph = ["random-regular", "--set", "n=12", "--set", "degree=3", "--set", "seed=2"]
+    assert command("topology", "show", *graph, "--out", tmp_path) == 0
     out = capsys.readouterr().out
     assert "  nodes         12\n  edges         18\n  degree        3 to 3, mean 3.00000\n" in out
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"random-regular.{kind}" for kind in ("json", "png", "svg")]
@@ -258,18 +252,18 @@ def test_show_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_show_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "g.edgelist").write_text("0 1\n2 3\n3 4\n")
-    assert command(str(tmp_path / "g.edgelist"), "--json") == 0
+    assert command("topology", "show", str(tmp_path / "g.edgelist"), "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["components"], found["largest"]["diameter"]) == ([3, 2], 2)
-    assert command(str(tmp_path / "g.edgelist"), "--json", "--set", "component=largest") == 0
+    assert command("topology", "show", str(tmp_path / "g.edgelist"), "--json", "--set", "component=largest") == 0
     assert json.loads(capsys.readouterr().out) == found["largest"]
-    assert command("networkx:dorogovtsev_goltsev_mendes_graph", "--set", "n=3", "--json") == 0
+    assert command("topology", "show", "networkx:dorogovtsev_goltsev_mendes_graph", "--set", "n=3", "--json") == 0
     assert json.loads(capsys.readouterr().out)["nodes"] == 15
 
 
 @zoo
 def test_show_a_published_network(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(str(ZOO / "Uninett.graphml")) == 0
+    assert command("topology", "show", str(ZOO / "Uninett.graphml")) == 0
     out = capsys.readouterr().out
     assert "no: 4 components of 71, 1, 1, 1 nodes" in out
     assert "SLEM          0.98865 of Metropolis weights" in out
@@ -288,7 +282,7 @@ def test_show_a_published_network(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_mistakes_are_one_line(words: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(*words) == 2
+    assert command("topology", "show", *words) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1

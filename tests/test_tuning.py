@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import command
 
-from fedsim import cli, compare, experiment, measure, tuning
+from fedsim import compare, experiment, measure, tuning
 from fedsim.engine import Stacked
 from fedsim.experiment import Experiment, Mistake
 from fedsim.participation import Schedule
@@ -572,7 +573,8 @@ def test_the_winners_experiment_runs_again_as_it_is() -> None:
     assert {event.seed for event in first} == {3}
 
 
-def test_flowers_strategies_are_tuned_too() -> None:
+@pytest.mark.parametrize("local", [{}, {"curriculum": {"name": "curriculum", "rounds": 8, "start": 0.2}}], ids=str)
+def test_flowers_strategies_are_tuned_too(local: dict[str, Any]) -> None:
     """FedAvgM without momentum: its server learning rate is FedAvg's, so the same point wins with the same value."""
     grid = [0.5, 1.0, 2.0]
     strategies = [
@@ -580,7 +582,7 @@ def test_flowers_strategies_are_tuned_too() -> None:
         {"name": "flwr:FedAvgM", "tune": {"server-learning-rate": grid}},
     ]
     made_ = made(TABLES, task={"objective": "examples"}, strategy=strategies, participation="everyone",
-                 tune={"grid": {"local.lr": [0.2, 0.4]}, "trials": 6})  # fmt: skip
+                 local=local, tune={"grid": {"local.lr": [0.2, 0.4]}, "trials": 6})  # fmt: skip
     ours, theirs = tuned(made_)
     assert list(best(ours).values()) == list(best(theirs).values())
     assert [trial.value for trial in theirs.trials] == pytest.approx([trial.value for trial in ours.trials], rel=1e-4)
@@ -600,16 +602,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def fedsim(*arguments: object) -> int:
-    """The command, in this process; its exit code."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
-
-
 def test_fedsim_run_tunes_first(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The winners run on run.seeds; the folder's experiment does not tune again and gives the same numbers."""
-    assert fedsim("run", file, "--out", tmp_path / "run") == 0
+    assert command("run", file, "--out", tmp_path / "run") == 0
     said = capsys.readouterr().out
     assert "24 of 24" in said
     assert "warning: " in said
@@ -620,7 +615,7 @@ def test_fedsim_run_tunes_first(file: Path, tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "run" / "tuning.png").exists()
     measured = read_metrics(tmp_path / "run")
     assert {m.seed for m in measured} == {3}
-    assert fedsim("run", tmp_path / "run" / "experiment.toml", "--out", tmp_path / "again", "--quiet") == 0
+    assert command("run", tmp_path / "run" / "experiment.toml", "--out", tmp_path / "again", "--quiet") == 0
     assert read_metrics(tmp_path / "again") == measured
     assert not (tmp_path / "again" / "tune.json").exists()
 
@@ -629,7 +624,7 @@ def test_fedsim_tune_prints_and_writes_the_winners(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert fedsim("tune", file, "--quiet", "--out", out, "--set", "tune.eta=4") == 0
+    assert command("tune", file, "--quiet", "--out", out, "--set", "tune.eta=4") == 0
     pasted = capsys.readouterr().out
     tables = tomllib.loads(pasted)["strategy"]
     found = json.loads((out / "tune.json").read_text())
@@ -643,16 +638,16 @@ def test_fedsim_tune_prints_and_writes_the_winners(
     rest = file.read_text().split("[[strategy]]")[0] if "[[strategy]]" in file.read_text() else None
     assert rest is None or tomllib.loads(rest)
     assert [entry.given["lr"] for entry in after.entries] == [table["lr"] for table in tables]
-    assert fedsim("tune", file, "--out", out) == 2
+    assert command("tune", file, "--out", out) == 2
     assert "already holds tune.json" in capsys.readouterr().err
-    assert fedsim("tune", out / "experiment.toml") == 2
+    assert command("tune", out / "experiment.toml") == 2
     assert "has no table [tune]" in capsys.readouterr().err
 
 
 def test_a_wrong_grid_is_refused_before_anything_is_written(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fedsim("run", file, "--out", tmp_path / "run", "--set", "tune.grid.lr=[1.0,'x']") == 2
+    assert command("run", file, "--out", tmp_path / "run", "--set", "tune.grid.lr=[1.0,'x']") == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "tuned.toml with --set tune.grid.lr=[1.0,'x']: [tune.grid] lr = \"x\": lr must be a finite number" in said

@@ -13,38 +13,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import command
+from helpers import command, small
 
 from fedsim import hashes, verify
 from fedsim.participation import Schedule
 
-FILE = """
-name = "small"
-[task]
-data = { name = "clusters", classes = 3, dimension = 4, examples = 60, test-examples = 30 }
-clients = 6
-model = "logistic"
-[participation]
-name = "bernoulli"
-probabilities = 0.5
-[local]
-lr = 0.1
-steps = 2
-batch = 4
-[[strategy]]
-name = "FedAvg"
-[[strategy]]
-name = "DPSGD"
-label = "gossip, plain"
-topology = "ring"
-[run]
+FILE = small(
+    "FedAvg", 'name = "DPSGD"\nlabel = "gossip, plain"\ntopology = "ring"',
+    run="""
 rounds = 10
 seeds = [1, 2]
 eval-every = 3
 chunk = 2
 threads = 1
 device = "cpu"
-"""
+""",
+)  # fmt: skip
 
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -15,36 +15,23 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import command
+from helpers import command, small
 
 from fedsim import cli, compare, experiment
 from fedsim.engine import Stacked
 from fedsim.record import RunFolder, read_metrics, read_result, read_times
 
-FILE = """
-name = "small"
-[task]
-data = { name = "clusters", classes = 3, dimension = 4, examples = 60, test-examples = 30 }
-clients = 6
-model = "logistic"
-[participation]
-name = "everyone"
-[local]
-lr = 0.1
-steps = 2
-batch = 4
-[[strategy]]
-name = "FedAvg"
-[[strategy]]
-name = "MIFA"
-[run]
+FILE = small(
+    "FedAvg", "MIFA", presence='name = "everyone"',
+    run="""
 rounds = 12
 eval-every = 2
 checkpoint-every = 3
 chunk = 2
 threads = 1
 device = "cpu"
-"""
+""",
+)  # fmt: skip
 
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -60,7 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Terminated:
         code = 143
     except click.ClickException as error:
-        code = _refuse(error.format_message())
+        text = error.format_message()  # typer and click both may know what was meant
+        code = _refuse(error.message if text.count("Did you mean") > 1 else text)
     except (ValueError, OSError) as error:
         if os.environ.get("FEDSIM_DEBUG"):
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -46,6 +47,14 @@ def hush(quiet: bool) -> bool:
     if quiet:
         warnings.simplefilter("ignore", CombinationWarning)
     return quiet
+
+
+def check_run(folder: Path) -> None:
+    """Raises FileNotFoundError where a folder holds no run."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give the one that `fedsim run` printed")
+    if not (folder / "experiment.toml").is_file():
+        raise FileNotFoundError(f"{folder} holds no run: there is no experiment.toml in it")
 
 
 def _version(wanted: bool) -> None:

@@ -19,11 +19,13 @@ _FAMILY = {"strategies": "strategy", "models": "model", "partitions": "partition
     help="List what an experiment file can name: one line each, and the paper.",
 )
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of: {', '.join(KINDS)}.")],
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help=f"One of: {', '.join(KINDS)}.")] = None,
 ) -> None:
     from fedsim import resolve
     from fedsim.experiment import names, summary
 
+    if kind is None:
+        raise ValueError(f"say what to list: {', '.join(KINDS)}")
     if kind not in KINDS:
         raise ValueError(f'there is no list of "{kind}"{resolve.nearest(kind, KINDS)}')
     if kind == "topologies":

@@ -49,7 +49,8 @@ def report_(
 ) -> None:
     import math
 
-    from fedsim.record import default_folder, write_atomically, writing
+    from fedsim.files import write_atomically, writing
+    from fedsim.record import default_folder
     from fedsim.report import page
 
     if target is not None and not math.isfinite(target):
@@ -79,11 +80,11 @@ def report_(
 def _tables(story: Story, forms: list[str]) -> dict[str, str]:
     """The tables in each form, by file name. Raises ValueError where nothing can be ranked."""
     from fedsim.report import tables
-    from fedsim.report.page import tabled
+    from fedsim.report.results import of_runs
 
     if not forms:
         return {}
-    found = tabled(story)
+    found = of_runs(story)
     targets = None if story.target is None else [story.target]
     made = {
         "rank": tables.rank_table(found, metric=story.metric, target=story.target),
@@ -98,7 +99,7 @@ def _tables(story: Story, forms: list[str]) -> dict[str, str]:
 
 def _tensorboard(story: Story, to: Path) -> Path:
     """The metrics of every run folder, of several in a folder each."""
-    from fedsim.report.page.gather import called
+    from fedsim.report.folders import called
     from fedsim.report.tensorboard import write
 
     for folder, name in zip(story.folders, called(story.folders), strict=True):

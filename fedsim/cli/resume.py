@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsim.cli.base import app, hush
+from fedsim.cli.base import app, check_run, hush
 from fedsim.cli.carry import carry_out
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ def go_on(run: Path, quiet: bool, results: bool = True) -> bool:
     from fedsim.experiment import load
     from fedsim.record import check_format
 
-    if not (run / "experiment.toml").is_file():
-        raise FileNotFoundError(f"{run} holds no run: there is no experiment.toml in it")
+    check_run(run)
     check_format(run)
     before = _read(run / "environment.json")
     if "on" in before:

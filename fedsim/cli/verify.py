@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedsim.cli.base import app, hush
+from fedsim.cli.base import app, check_run, hush
 
 WAYS = ("engine", "chunk", "threads", "device", "memory", "together")
 
@@ -38,8 +38,7 @@ def verify(
     from fedsim import verify as verifying
     from fedsim.experiment import load
 
-    if not (run / "experiment.toml").is_file():
-        raise FileNotFoundError(f"{run} holds no run: there is no experiment.toml in it")
+    check_run(run)
     for change in set_ or ():
         if change.partition("=")[0].strip().removeprefix("run.") not in WAYS:
             raise ValueError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields, is_dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -173,8 +174,16 @@ def load(source: Any, folder: str | Path | None = None, **settings: Any) -> Data
     return check(dataset)
 
 
-def split(dataset: Dataset, partition: partitions.Partition, n: int, seed: int) -> Parts:
-    """The data set's examples divided among n clients by a partition, ours or the user's; checked."""
+def split(dataset: Dataset, partition: Any, n: Any, seed: int) -> Parts:
+    """The data set's examples divided among n clients by a partition, ours or the user's; checked.
+
+    Raises ValueError for what is no partition or no number of clients, and for parts that are none.
+    """
+    if isinstance(partition, type | str):
+        what = repr(partition) if isinstance(partition, str) else f"the class {partition.__name__}"
+        raise ValueError(f"partition must be an object such as Dirichlet(alpha=0.5), got {what}")
+    if isinstance(n, bool) or not isinstance(n, Integral):
+        raise ValueError(f"clients must be a whole number, got {n!r}")
     if isinstance(partition, partitions.Natural):
         partition = replace(partition, natural=dataset.natural)
     parts = partition.split(dataset.targets.cpu().numpy(), n, seed)

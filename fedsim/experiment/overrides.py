@@ -56,4 +56,5 @@ def _step(inside: dict[str, Any] | list[Any], key: str, change: str) -> str | in
     if key.isdecimal() and int(key) < len(inside):
         return int(key)
     known = ", ".join(str(i) if name is None else f"{i} ({name})" for i, name in enumerate(called))
-    raise Mistake((), f"{change}: there is no number {key}; there are {known or 'none'}")
+    which = f"number {key}" if key.isdecimal() else f'"{key}"'
+    raise Mistake((), f"{change}: there is no {which}; there are {known or 'none'}")

@@ -55,6 +55,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
 def read(path: Path) -> dict[str, Any]:
     """What a TOML file says. Raises FileNotFoundError, and ValueError with one line."""
     if not path.is_file():
+        if (path / "experiment.toml").is_file():
+            raise FileNotFoundError(f"{path} is a run folder; the experiment in it is {path / 'experiment.toml'}")
         raise FileNotFoundError(f"there is no file {path}" if not path.exists() else f"{path} is not a file")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -21,7 +21,8 @@ from fedsim.flower.cohort import CohortGrid
 from fedsim.flower.drive import rounds
 from fedsim.flower.grid import InProcessGrid
 from fedsim.flower.over import Over, over
-from fedsim.flower.strategy import Absence, FlowerStrategy
+from fedsim.flower.replies import Absence
+from fedsim.flower.strategy import FlowerStrategy
 
 __all__ = [
     "Absence",

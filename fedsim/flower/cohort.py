@@ -27,21 +27,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedsim import keyed, measure
+from fedsim import keyed
 from fedsim.engine import Engine, choose
-from fedsim.engine.loop import rows_of
 from fedsim.flower import private, wire
 from fedsim.flower.arrays import records
 from fedsim.flower.dice import Dice
-from fedsim.flower.grid import RAISED, OwnGrid, own
-from fedsim.flower.strategy import Absence
+from fedsim.flower.evaluation import own_figures, tested_figures
+from fedsim.flower.gathered import finite, only, together
+from fedsim.flower.grid import RAISED, OwnGrid
+from fedsim.flower.mods import Mod, Modded
+from fedsim.flower.replies import Absence
 from fedsim.local import LocalSGD
 from fedsim.participation import Row, Schedule
 from fedsim.simulation import default_engine
@@ -50,12 +52,8 @@ from fedsim.task import Task
 
 log = logging.getLogger("flwr.fedsim")  # a child of Flower's own, so it shows where Flower's lines show
 
-Client = Callable[[Message, Context], Message]
-Mod = Callable[[Message, Context, Client], Message]
-
 NOT_THERE = 5  # Flower's error code for a node that is not available
 PAUSE = 0.9  # seconds between two looks at the nodes: a strategy that waits sleeps for 1
-EXAMPLES = 2048  # per forward pass
 
 
 class CohortGrid(OwnGrid):
@@ -100,7 +98,7 @@ class CohortGrid(OwnGrid):
         self.absences: list[Absence] = []
         self.last: Round | None = None  # what the latest round of training gave
         self.dice = Dice()
-        self._contexts: dict[int, Context] = {}
+        self._modded = Modded(self.mods, task.n, seed, self.dice)
         self._paced = True  # rounds follow from what is sent
         self._t, self._trained = 0, False
         self._polls, self._seen, self._everyone = 0, 0.0, False
@@ -289,7 +287,7 @@ class CohortGrid(OwnGrid):
                     metrics["span"] = span[j]
                 content = RecordDict()
                 content["arrays"], content["metrics"] = models[j], MetricRecord(metrics)
-                replies.append(self._modified(i, message, content))
+                replies.append(self._modded.reply(t, i, message, content))
             j += 1
         return round if all(good) else only(round, torch.tensor(good))
 
@@ -326,33 +324,6 @@ class CohortGrid(OwnGrid):
         log.warning("round %d: client %d is absent: %s", self._t, i, reason)
         return Message(Error(RAISED, reason), reply_to=message)
 
-    def _modified(self, i: int, message: Message, content: RecordDict) -> Message:
-        """The reply, as the mods leave it."""
-        if not self.mods:
-            return Message(content, reply_to=message)
-        asked = own(message.content)
-        message.content = own(asked)
-
-        def client(given: Message, context: Context) -> Message:
-            if given.content != asked:
-                raise ValueError(
-                    "a mod changes what the client is told, and the cohort is trained already; "
-                    "use InProcessGrid(ClientApp(mods=...), n)"
-                )
-            return Message(content, reply_to=given)
-
-        def wrap(mod: Mod, inner: Client) -> Client:
-            return lambda given, context: mod(given, context, inner)
-
-        app: Client = client
-        for mod in reversed(self.mods):
-            app = wrap(mod, app)
-        if i not in self._contexts:
-            node: dict[str, Any] = {"partition-id": i, "num-partitions": self.task.n}
-            self._contexts[i] = Context(1, i + 1, node, RecordDict(), {})
-        with self.dice.held(keyed.seed(self.seed, "flower", "mod", self._t, i)):
-            return app(message, self._contexts[i])
-
     def _nothing(self) -> Round:
         nothing = torch.zeros(0, self.task.layout.size, dtype=self.task.dtype, device=self.task.device)
         who = torch.zeros(0, dtype=torch.int64, device=self.task.device)
@@ -368,18 +339,13 @@ class CohortGrid(OwnGrid):
         replies = []
         for members in groups.values():
             x = self._flat(self._arrays(members[0][1].content))
-            clients = [i for i, _ in members]
-            figures = own_figures(self.task, x, clients) if self.evaluate == "own" else self._tested(x, len(clients))
+            if self.evaluate == "own":
+                figures = own_figures(self.task, x, [i for i, _ in members])
+            else:
+                figures = [tested_figures(self.task, x)] * len(members)
             for (_, message), found in zip(members, figures, strict=True):
                 replies.append(Message(RecordDict({"metrics": MetricRecord(found)}), reply_to=message))
         return replies
-
-    def _tested(self, x: Tensor, k: int) -> list[dict[str, Any]]:
-        found = measure.test(self.task, x)
-        out: dict[str, Any] = {"num-examples": len(self.task.test_targets), "loss": found["test_loss"]}
-        if "test_accuracy" in found:
-            out["accuracy"] = found["test_accuracy"]
-        return [out] * k
 
     def _describe(self, message: Message) -> Message:
         i = message.metadata.dst_node_id - 1
@@ -387,64 +353,6 @@ class CohortGrid(OwnGrid):
         return Message(RecordDict({wire.OURS: ConfigRecord(card)}), reply_to=message)
 
 
-# Parts ---------------------------------------------------------------------------------------------------------------
-
-
 def kind_of(message: Message) -> str:
     """train, evaluate or query; a message of type "train.mine" is a train message."""
     return str(message.metadata.message_type).partition(".")[0]
-
-
-def finite(delta: Tensor) -> list[bool]:
-    """Which updates [k, P] are finite."""
-    good = torch.isfinite(delta.sum(1))  # one pass; a sum may overflow, so whoever fails is looked at
-    if not bool(good.all()):
-        good[~good] = torch.isfinite(delta[~good]).all(1)
-    return [bool(one) for one in good.tolist()]
-
-
-def only(round: Round, good: Tensor) -> Round:
-    """The round without those who failed."""
-    here = good.to(round.who.device)
-    span = None if round.span is None else round.span[here]
-    return round._replace(
-        who=round.who[here], start=round.start[here], delta=round.delta[here], span=span, loss=round.loss[here]
-    )
-
-
-def together(parts: list[Round]) -> Round:
-    """One round from those of several calls of the engine, clients ascending."""
-    if len(parts) == 1:
-        return parts[0]
-    order = torch.cat([part.who for part in parts]).argsort(stable=True)
-
-    def joined(name: str) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts])[order]
-
-    span = None if any(part.span is None for part in parts) else joined("span")
-    return parts[0]._replace(
-        who=joined("who"), start=joined("start"), delta=joined("delta"), span=span, loss=joined("loss")
-    )
-
-
-def own_figures(task: Task, x: Tensor, clients: Sequence[int]) -> list[dict[str, Any]]:
-    """Loss, accuracy and number of examples of a model [P] on the data of each of the clients, in joint batches."""
-    rows = torch.cat([rows_of(task, i) for i in clients])
-    params = task.layout.views(x)
-    losses, hits = [], []
-    with torch.no_grad():
-        for here in rows.split(EXAMPLES):
-            outputs, targets = task.outputs(params, task.inputs[here]), task.targets[here]
-            losses.append(task.criterion(outputs, targets))
-            if task.classes:
-                hits.append(outputs.argmax(1) == targets)
-    sizes = [task.sizes[i] for i in clients]
-    means = [part.double().mean() for part in torch.cat(losses).split(sizes)]
-    out: list[dict[str, Any]] = [
-        {"num-examples": size, "loss": loss} for size, loss in zip(sizes, torch.stack(means).tolist(), strict=True)
-    ]
-    if task.classes:
-        shares = torch.stack([part.double().mean() for part in torch.cat(hits).split(sizes)]).tolist()
-        for found, share in zip(out, shares, strict=True):
-            found["accuracy"] = share
-    return out

@@ -23,9 +23,8 @@ from torch import Tensor
 from fedsim.engine import Answer
 from fedsim.engine.plan import refuse
 from fedsim.flower import private, wire
-from fedsim.flower.replies import Reply, loss_of, read, read_cohort
+from fedsim.flower.replies import Absence, Reply, loss_of, read, read_cohort
 from fedsim.flower.roster import Roster, listed, spans_of
-from fedsim.flower.strategy import Absence
 from fedsim.local import LocalSGD
 from fedsim.strategy import Work
 from fedsim.task import Task

@@ -10,9 +10,18 @@ from flwr.app import Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedsim.flower import wire
-from fedsim.strategy import Work
+from fedsim.strategy import Round, Work
 
 Aggregate = Callable[[list[RecordDict], str], MetricRecord]
+
+
+class Absence(NamedTuple):
+    """Somebody who was asked and did not take part."""
+
+    t: int  # round, 0, 1, ...
+    client: int
+    node: int
+    reason: str
 
 
 class Reply(NamedTuple):
@@ -105,6 +114,41 @@ def loss_of(metrics: dict[str, Any]) -> float:
         if (loss := wire.number(metrics.get(name))) is not None:
             return loss
     return float("nan")
+
+
+def rate_of(heard: list[Reply], before: float | None) -> float | None:
+    """The clients' learning rate: their mean where they differ, `before` where nobody says."""
+    rates = [rate for reply in heard if (rate := wire.number(reply.metrics.get("lr"))) is not None and rate >= 0]
+    if not rates:
+        return before
+    return rates[0] if len(set(rates)) == 1 else sum(rates) / len(rates)
+
+
+def round_of(
+    t: int, who: Tensor, start: Tensor, heard: list[Reply], ask: frozenset[str], available: Tensor, lr: float | None
+) -> Round:
+    """What reached the strategy: the usable answers of clients who [k], ascending, that began at start [k, P]. There is
+    no span unless all say it, and the same goes for each of the extras that they were asked for."""
+    if not heard:
+        nothing = start.new_zeros(0)
+        return Round(t, who, start, start.clone(), nothing, nothing, available, lr)
+    spans = [wire.number(reply.metrics.get("span")) for reply in heard]
+    known = [span for span in spans if span is not None and span > 0]
+    return Round(
+        t,
+        who,
+        start,
+        torch.stack([reply.delta for reply in heard]),
+        torch.tensor(known, dtype=start.dtype) if len(known) == len(heard) else None,
+        torch.tensor([loss_of(reply.metrics) for reply in heard], dtype=start.dtype),
+        available,
+        lr,
+        told={
+            name: torch.stack([reply.told[name] for reply in heard])
+            for name in ask
+            if all(name in reply.told for reply in heard)
+        },
+    )
 
 
 def weighted_mean(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:

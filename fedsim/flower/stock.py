@@ -13,8 +13,9 @@ from torch import Tensor
 from fedsim import resolve
 from fedsim.flower import wire
 from fedsim.flower.client import initial_arrays
-from fedsim.flower.cohort import CohortGrid, Mod
+from fedsim.flower.cohort import CohortGrid
 from fedsim.flower.drive import enough, rounds
+from fedsim.flower.mods import Mod
 from fedsim.simulation import sound
 from fedsim.strategy import Round, Traffic
 

@@ -10,7 +10,6 @@ took part is an empty round, and goes by the strategy's mathematics too.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,22 +24,13 @@ from torch import Tensor
 from fedsim import keyed
 from fedsim.checkpoint import load_checkpoint, save_checkpoint
 from fedsim.flower import wire
-from fedsim.flower.replies import Aggregate, Reply, loss_of, read, weighted_mean
+from fedsim.flower.memory import read_meta, reweighed, weights
+from fedsim.flower.replies import Absence, Aggregate, Reply, rate_of, read, round_of, weighted_mean
 from fedsim.flower.roster import Roster
-from fedsim.rows import Rows
 from fedsim.simulation import sound
 from fedsim.strategy import GossipStrategy, Round, Strategy, Work, complete, core
 
 log = logging.getLogger("flwr.fedsim")  # a child of Flower's own, so it shows where Flower's lines show
-
-
-class Absence(NamedTuple):
-    """Somebody who was asked and did not take part."""
-
-    t: int  # round, 0, 1, ...
-    client: int
-    node: int
-    reason: str
 
 
 class Asked(NamedTuple):
@@ -241,7 +231,7 @@ class FlowerStrategy(flower.Strategy):
         if not torch.isfinite(x).all():
             raise ValueError("the initial arrays hold NaN or infinity")
         if self._checkpoint is None:
-            self.p = self._weights(n)
+            self.p = weights(n, self._counts())
         counts = self.roster.examples
         sizes = tuple(int(counts[i]) for i in range(n)) if len(counts) == n else None
         self._whole = complete(self.strategy, layout=form.layout, sizes=sizes)
@@ -323,49 +313,23 @@ class FlowerStrategy(flower.Strategy):
                 self.roster.examples[client] = count
         return heard
 
+    def _counts(self) -> dict[int, float]:
+        """How many examples the clients are known to have, if that is what they are weighed by."""
+        return {} if self.objective == "uniform" else self.roster.examples
+
     def _round(self, asked: Asked, heard: list[Reply], present: list[int]) -> Round:
         """What reached the strategy, clients ascending whatever the order of the replies."""
         start = asked.work.start
         who = torch.tensor(present, dtype=torch.int64)
         if len(present) < len(asked.who):
             start = start[torch.isin(asked.who, who)]
-        rates = [rate for reply in heard if (rate := wire.number(reply.metrics.get("lr"))) is not None and rate >= 0]
-        if rates:
-            self._lr = rates[0] if len(set(rates)) == 1 else sum(rates) / len(rates)
-        if not heard:
-            nothing = start.new_zeros(0)
-            return Round(self.t, who, start, start.clone(), nothing, nothing, asked.available, self._lr)
-        spans = [wire.number(reply.metrics.get("span")) for reply in heard]
-        known = [span for span in spans if span is not None and span > 0]
-        return Round(
-            self.t,
-            who,
-            start,
-            torch.stack([reply.delta for reply in heard]),
-            torch.tensor(known, dtype=start.dtype) if len(known) == len(heard) else None,
-            torch.tensor([loss_of(reply.metrics) for reply in heard], dtype=start.dtype),
-            asked.available,
-            self._lr,
-            told={
-                name: torch.stack([reply.told[name] for reply in heard])
-                for name in asked.work.ask
-                if all(name in reply.told for reply in heard)
-            },
-        )
-
-    def _weights(self, n: int) -> Tensor:
-        """The objective's weights p [n], from the counts heard so far."""
-        counts = self.roster.examples
-        if self.objective == "uniform" or not counts:
-            return torch.full((n,), 1.0 / n, dtype=torch.float64)
-        mean = sum(counts.values()) / len(counts)
-        p = torch.tensor([counts.get(i, mean) for i in range(n)], dtype=torch.float64)
-        return p / p.sum()
+        self._lr = rate_of(heard, self._lr)
+        return round_of(self.t, who, start, heard, asked.work.ask, asked.available, self._lr)
 
     def _reweigh(self) -> None:
         """Puts what was learned of the clients' examples into the state."""
         assert self.p is not None
-        p = self._weights(len(self.p))
+        p = weights(len(self.p), self._counts())
         if torch.equal(p, self.p):
             return
         zero = torch.zeros_like(self._whole.model(self.state))
@@ -390,40 +354,3 @@ def serving(strategy: Any) -> Strategy:
             "exchange a round; run it with fedsim.flower.over, or without Flower"
         )
     return strategy
-
-
-def reweighed(state: Any, before: Any, after: Any) -> Any:
-    """A state in which what `init` made of the old weights is what it makes of the new ones.
-
-    `before` and `after` are fresh states of both: where they agree nothing depends on the weights; where they differ
-    the state must still be as `init` left it. Raises ValueError where it has moved on from there.
-    """
-    if isinstance(state, Rows):
-        if not torch.equal(before.p, after.p):
-            state.reweigh(after.p)
-        return state
-    if isinstance(state, Tensor) and isinstance(before, Tensor):
-        if torch.equal(before, after):
-            return state
-        if state.shape != before.shape or not torch.equal(state, before):
-            raise ValueError(
-                "the clients' numbers of examples changed, and the strategy has already worked with the old weights; "
-                "use objective='uniform', or let the ClientApps answer the query with num-examples"
-            )
-        return after
-    if isinstance(state, tuple) and hasattr(state, "_fields"):
-        return type(state)(*(reweighed(*part) for part in zip(state, before, after, strict=True)))
-    return state
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """What a checkpoint keeps beside the state."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("fedsim", "{}"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a checkpoint, or is damaged: {wire.first_line(error)}") from error
-    meta: dict[str, Any] = header.get("meta", {})
-    return meta

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fedsim import keyed, resolve
+from fedsim.mixing.checks import share
 from fedsim.mixing.edges import Edges, Mixing, row_sums
 from fedsim.mixing.fixed import BestConstant, MaxDegree, Metropolis, Neighbour, Push
 
@@ -34,8 +35,7 @@ class Lazy(Mixing):
     keep: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep <= 1:
-            raise ValueError(f"keep must be between 0 and 1, got {self.keep}")
+        share("keep", self.keep)
 
     @property
     def averaging(self) -> str:  # type: ignore[override]
@@ -64,8 +64,7 @@ class LinkFailures(Mixing):
     probability: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must be between 0 and 1, got {self.probability}")
+        share("probability", self.probability)
 
     @property
     def averaging(self) -> str:  # type: ignore[override]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedsim import keyed
+from fedsim.mixing.checks import count, share, whole
 from fedsim.mixing.edges import Edges, Mixing
-from fedsim.mixing.varying import alone, count, ranked
+from fedsim.mixing.varying import alone, ranked
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,7 @@ class EquiStatic(Mixing):
     averaging: ClassVar[str] = "doubly stochastic"
 
     def __post_init__(self) -> None:
-        if self.peers < 1:
-            raise ValueError(f"peers must be at least 1, got {self.peers}")
+        whole("peers", self.peers)
 
     @property
     def symmetric(self) -> bool:  # type: ignore[override]
@@ -71,8 +71,7 @@ class EquiDynamic(Mixing):
     averaging: ClassVar[str] = "doubly stochastic"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be between 0 and 1, got {self.eta}")
+        share("eta", self.eta)
 
     @property
     def symmetric(self) -> bool:  # type: ignore[override]
@@ -104,8 +103,7 @@ class GridGroups(Mixing):
     symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.side < 2:
-            raise ValueError(f"side must be at least 2, got {self.side}")
+        whole("side", self.side, 2)
 
     def __call__(self, t: int, who: Tensor, key: int = 0) -> Edges:
         n, k, axes = count(self.nodes, "GridGroups"), len(who), 0

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from fedsim.mixing.checks import count, share, whole
 from fedsim.mixing.edges import Average, Edges, Mixing
 from fedsim.mixing.links import link_sums, links, present
 
@@ -27,20 +28,15 @@ class Alone(Mixing):
     symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_nodes(self.nodes)
+        if self.nodes is not None:
+            whole("nodes", self.nodes)
 
     def __call__(self, t: int, who: Tensor, key: int = 0) -> Edges:
         import torch
 
-        if self.nodes is None:
-            raise ValueError("alone mixing needs to know how many nodes there are: Alone(nodes=n)")
+        n = count(self.nodes, "Alone")
         w = torch.zeros(0, dtype=torch.float64, device=who.device)
-        return Edges(who[:0], who[:0], w, torch.ones(self.nodes, dtype=torch.float64, device=who.device))
-
-
-def _check_nodes(nodes: int | None) -> None:
-    if nodes is not None and (isinstance(nodes, bool) or nodes < 1):
-        raise ValueError(f"nodes must be at least 1, got {nodes!r}")
+        return Edges(who[:0], who[:0], w, torch.ones(n, dtype=torch.float64, device=who.device))
 
 
 @dataclass(frozen=True)
@@ -55,19 +51,18 @@ class Complete(Mixing):
     symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_nodes(self.nodes)
+        if self.nodes is not None:
+            whole("nodes", self.nodes)
 
     def __call__(self, t: int, who: Tensor, key: int = 0) -> Edges:
         import torch
 
-        if self.nodes is None:
-            raise ValueError("complete mixing needs to know how many nodes there are: Complete(nodes=n)")
-        k = len(who)
+        n, k = count(self.nodes, "Complete"), len(who)
         one = torch.arange(k, device=who.device)[:, None]
         other = torch.arange(max(k - 1, 0), device=who.device)[None, :]
         other = other + (other >= one)  # [k, k - 1] everybody but oneself, in order
         w = torch.full((k * max(k - 1, 0),), 1.0 / max(k, 1), dtype=torch.float64, device=who.device)
-        diagonal = torch.ones(self.nodes, dtype=torch.float64, device=who.device).index_fill(0, who, 1.0 / max(k, 1))
+        diagonal = torch.ones(n, dtype=torch.float64, device=who.device).index_fill(0, who, 1.0 / max(k, 1))
         i = who[:, None].expand(other.shape).reshape(-1)
         return Edges(i, who[other.reshape(-1)], w, diagonal, Average(who, w, diagonal) if k else None)
 
@@ -107,8 +102,8 @@ class Neighbour(Mixing):
     averaging: ClassVar[str] = "row-stochastic"
 
     def __post_init__(self) -> None:
-        if self.self_weight is not None and not 0 <= self.self_weight <= 1:
-            raise ValueError(f"self_weight must be between 0 and 1, got {self.self_weight}")
+        if self.self_weight is not None:
+            share("self_weight", self.self_weight)
 
     def __call__(self, t: int, who: Tensor, key: int = 0) -> Edges:
         import torch
@@ -192,8 +187,8 @@ class DecAvg(Mixing):
     averaging: ClassVar[str] = "row-stochastic"
 
     def __post_init__(self) -> None:
-        if self.self_weight is not None and not 0 <= self.self_weight <= 1:
-            raise ValueError(f"self_weight must be between 0 and 1, got {self.self_weight}")
+        if self.self_weight is not None:
+            share("self_weight", self.self_weight)
 
     def __call__(self, t: int, who: Tensor, key: int = 0) -> Edges:
         import torch

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedsim import keyed
+from fedsim.mixing.checks import count, whole
 from fedsim.mixing.edges import Edges, Mixing
 from fedsim.mixing.links import links, present
 from fedsim.mixing.sequence import base
@@ -68,8 +69,7 @@ class Base(Mixing):
     symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.peers < 1:
-            raise ValueError(f"peers must be at least 1, got {self.peers}")
+        whole("peers", self.peers)
 
     def __call__(self, t: int, who: Tensor, key: int = 0) -> Edges:
         n, rounds = count(self.nodes, "Base"), base(len(who), self.peers)
@@ -179,8 +179,7 @@ class RandomRegular(Mixing):
     symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.degree < 1:
-            raise ValueError(f"degree must be at least 1, got {self.degree}")
+        whole("degree", self.degree)
 
     def __call__(self, t: int, who: Tensor, key: int = 0) -> Edges:
         import torch
@@ -243,15 +242,6 @@ def _mended(pairs: np.ndarray, k: int, random: np.random.Generator) -> bool:
 def _log2(k: int) -> int:
     """⌈log2 k⌉, 0 for nobody."""
     return (k - 1).bit_length() if k > 1 else 0
-
-
-def count(nodes: int | None, name: str) -> int:
-    """n. Raises ValueError where nobody said, or what cannot be."""
-    if nodes is not None and nodes < 1:
-        raise ValueError(f"nodes must be at least 1, got {nodes}")
-    if nodes is None:
-        raise ValueError(f"{name} mixing needs to know how many nodes there are: {name}(nodes=n)")
-    return nodes
 
 
 def alone(n: int, who: Tensor) -> Edges:

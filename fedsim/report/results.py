@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tomllib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedsim import merit, record, resolve
+from fedsim import merit, resolve
 from fedsim.merit import Curve
 from fedsim.record import Measurement
+from fedsim.report.folders import Pooled, pooled
 
 Run = tuple[str, int]  # strategy, seed
 
 # What a comparison is about, the first that was measured; personal: where clients of some strategy have own models.
 PRIMARY = ("personal_accuracy", "personal_loss", "test_accuracy", "test_loss", "train_objective")
-# Settings that the runs of a seed have to share to be a pair.
-SHARED = ("task", "participation", "run.rounds", "run.eval-every")
 
 
 class Results(NamedTuple):
@@ -36,21 +32,19 @@ class Results(NamedTuple):
 def gather(*sources: str | Path | Results) -> Results:
     """The results of run folders together, given as folders or gathered before.
 
-    Raises ValueError where folders hold the same run twice or do not go together: in one table the runs of a seed are
-    pairs, so data, presence and length have to be the same.
+    Raises ValueError or OSError for folders that do not go together (`fedsim.report.folders`: in one table the runs of
+    a seed are pairs), and where what was gathered before holds a run that is there already.
     """
     if len(sources) == 1 and isinstance(sources[0], Results):
         return sources[0]
-    folders = [Path(source) for source in sources if not isinstance(source, Results)]
-    parts = [source if isinstance(source, Results) else _read(Path(source)) for source in sources]
-    if not parts:
-        raise ValueError("there is no run folder to read; give one or more")
-    _check_alike(folders)
+    folders = [source for source in sources if not isinstance(source, Results)]
+    parts = [source for source in sources if isinstance(source, Results)]
+    parts += [of_runs(pooled(folders))] if folders or not parts else []
     out = Results([], {}, [], {}, {})
     for part in parts:
         for run in (*part.rounds, *part.lost):
             if run in out.rounds or run in out.lost:
-                raise ValueError(f"{run[0]}, seed {run[1]} is in two of the run folders; leave one out")
+                raise ValueError(f"{run[0]}, seed {run[1]} is in two of the results; leave one out")
         out.labels.extend(label for label in part.labels if label not in out.labels)
         out.rounds.update(part.rounds)
         out.measurements.extend(part.measurements)
@@ -59,64 +53,31 @@ def gather(*sources: str | Path | Results) -> Results:
     return out
 
 
-def _read(folder: Path) -> Results:
-    if not (folder / "metrics.csv").is_file():
-        raise ValueError(f"{folder} is no run folder: there is no metrics.csv in it")
-    measurements = record.read_metrics(folder)
-    document = _document(folder)
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    rounds = {(run["strategy"], run["seed"]): run.get("rounds", 0) for run in result["runs"]}
+def of_runs(found: Pooled) -> Results:
+    """What the runs of folders amount to: those that finished, and what became of the others."""
+    rounds = {(run["strategy"], run["seed"]): int(run.get("rounds", 0)) for run in found.runs}
     lost = {
-        (run["strategy"], run["seed"]): f"failed after {run['round']} rounds: {run['reason']}"
-        for run in result.get("failed", [])
+        (run["strategy"], run["seed"]): f"failed after {run['round']} round{'s' * (run['round'] != 1)}: {run['reason']}"
+        for run in found.failed
     }
-    entries = [entry["label"] for entry in document.get("strategy", []) if "label" in entry]
-    expected = [(label, seed) for seed in document.get("run", {}).get("seeds", []) for label in entries]
-    for run in [*dict.fromkeys((m.strategy, m.seed) for m in measurements), *expected]:
-        if run not in rounds and run not in lost:
-            lost[run] = "not finished"
-    labels = list(dict.fromkeys([*(m.strategy for m in measurements), *entries]))
+    expected = [
+        (label, seed)
+        for folder in found.folders
+        for seed in folder.document.get("run", {}).get("seeds", ())
+        for label in folder.entries
+    ]
+    for run in (*dict.fromkeys((m.strategy, m.seed) for m in found.measurements), *expected):
+        if run not in rounds:
+            lost.setdefault(run, "not finished")
     spent: dict[Run, dict[int, float]] = {}
-    for (strategy, seed, round), seconds in record.read_times(folder).items():
-        spent.setdefault((strategy, seed), {})[round] = seconds
+    for (label, seed, t), seconds in found.times.items():
+        spent.setdefault((label, seed), {})[t] = seconds
     clocks = {
         run: Curve(np.array(sorted(points), dtype=np.int64), np.array([points[t] for t in sorted(points)]))
         for run, points in spent.items()
     }
-    return Results(labels, rounds, [m for m in measurements if (m.strategy, m.seed) in rounds], lost, clocks)
-
-
-def _document(folder: Path) -> dict[str, Any]:
-    path = folder / "experiment.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _check_alike(folders: Sequence[Path]) -> None:
-    documents = [_document(folder) for folder in folders]
-    for folder, document in zip(folders[1:], documents[1:], strict=True):
-        for key in SHARED:
-            one, other = (_at(each, key) for each in (documents[0], document))
-            if one != other:
-                raise ValueError(
-                    f"{folders[0]} and {folder} differ in {_where(key, one, other)}, so their runs are no pairs; "
-                    f"report on them one by one"
-                )
-
-
-def _at(document: Mapping[str, Any], key: str) -> Any:
-    """What a dotted key leads to; None: nothing. Where data files lie here says nothing of what they hold."""
-    value: Any = document
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return {k: v for k, v in value.items() if k != "data-dir"} if isinstance(value, Mapping) else value
-
-
-def _where(key: str, one: Any, other: Any) -> str:
-    """The first setting of a table that differs."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return next(f"[{key}] {name}" for name in {**one, **other} if one.get(name) != other.get(name))
-    table, _, name = key.partition(".")
-    return f"[{table}] {name}".strip()
+    measured = [m for m in found.measurements if (m.strategy, m.seed) in rounds]
+    return Results(found.labels, rounds, measured, lost, clocks)
 
 
 # What can be asked of them --------------------------------------------------------------------------------------------

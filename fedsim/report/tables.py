@@ -2,7 +2,7 @@
 
     print(as_markdown(rank_table("runs/demo")))
 
-Each takes one run folder or several of the same experiment (`fedsim.report.results.gather` says what goes together)
+Each takes one run folder or several of the same experiment (`fedsim.report.folders` says what goes together)
 and gives a `Table` of plain data; `as_csv`, `as_markdown` and `as_latex` write it. Only runs that finished count. The
 others and the values that are not finite are said in the notes.
 """

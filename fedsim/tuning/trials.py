@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.lockstep import Together, Turn, advance, own_turn
-from fedsim.playing import owns_its_loop
+from fedsim.playing import own_steps, owns_its_loop
 from fedsim.tuning import budget
 from fedsim.tuning.judging import Court, court
 
@@ -257,15 +257,11 @@ def _run(experiment: Experiment, where: Court, entry: Entry, engine: Engine) -> 
     from fedsim import compare
     from fedsim.simulation import rounds
 
-    world, task = where.world, experiment.task
-    strategy = compare.prepared(entry, world, task.init)
+    world, init = where.world, experiment.task.init
+    strategy = compare.prepared(entry, world, init)
     if owns_its_loop(entry):
-        from fedsim.flower import stock
-
-        return stock.steps(
-            strategy, world.task, world.schedule, entry.local, seed=world.seed, engine=engine, objective=task.objective
-        )
-    return rounds(world.task, strategy, world.schedule, entry.local, seed=world.seed, p=world.p, init=task.init)
+        return own_steps(experiment, world, entry, strategy, engine)
+    return rounds(world.task, strategy, world.schedule, entry.local, seed=world.seed, p=world.p, init=init)
 
 
 def edges(grid: Grid, point: Point) -> tuple[dict[str, str], list[str]]:

@@ -2,7 +2,7 @@
 
 The page is made from the folder's files alone, so that it can be made again at any time, and of several folders.
 
-gather    run folders -> a story; which folders may be put together
+gather    run folders -> a story
 words     the experiment and the answer in sentences
 measures  the story's numbers, and how they are written
 svg, shapes  drawings
@@ -17,15 +17,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fedsim.record import write_atomically
+from fedsim.files import write_atomically
 from fedsim.report.page import about, clients, compared, tuned
 from fedsim.report.page.blocks import Name, Page
-from fedsim.report.page.compared import tabled
 from fedsim.report.page.gather import PAGE, Story, tell
 from fedsim.report.page.measures import pen, several
 from fedsim.report.page.shell import html
+from fedsim.report.results import of_runs
 
-__all__ = ["PAGE", "Story", "page", "tabled", "tell", "write_page"]
+__all__ = ["PAGE", "Story", "page", "tell", "write_page"]
 
 
 def page(story: Story) -> str:
@@ -33,7 +33,7 @@ def page(story: Story) -> str:
 
     Raises ValueError for a metric that cannot rank.
     """
-    found = tabled(story)
+    found = of_runs(story)
     told = compared.verdict(story, found)
     sections = [
         compared.question(story),

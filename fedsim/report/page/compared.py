@@ -6,10 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from fedsim import merit, paired
-from fedsim.merit import Curve
 from fedsim.paired import Difference, Standing
 from fedsim.report import results, table, tables
 from fedsim.report.page import figures, words
@@ -36,29 +33,6 @@ class Verdict:
     standings: Sequence[Standing]
     pairs: Sequence[Difference]
     reference: str | None  # what the others are held against
-
-
-def tabled(story: Story) -> Results:
-    """The story's runs as the tables want them."""
-    rounds = {(run["strategy"], run["seed"]): int(run["rounds"]) for run in story.runs}
-    lost = {
-        (run["strategy"], run["seed"]): f"failed after {several(run['round'], 'round')}: {run['reason']}"
-        for run in story.failed
-    }
-    for folder in story.folders:
-        for label in folder.entries:
-            for seed in folder.document.get("run", {}).get("seeds", ()):
-                if (label, seed) not in rounds:
-                    lost.setdefault((label, seed), "not finished")
-    spent: dict[tuple[str, int], dict[int, float]] = {}
-    for (label, seed, t), seconds in story.times.items():
-        spent.setdefault((label, seed), {})[t] = seconds
-    times = {
-        run: Curve(np.array(sorted(points), dtype=np.int64), np.array([points[t] for t in sorted(points)]))
-        for run, points in spent.items()
-    }
-    measured = [m for m in story.measurements if (m.strategy, m.seed) in rounds]
-    return Results(story.labels, rounds, measured, lost, times)
 
 
 def verdict(story: Story, found: Results) -> Verdict | None:

@@ -1,76 +1,22 @@
-"""What the page tells, read from run folders alone; several are one story where their runs can be compared.
-
-Runs are compared seed by seed, so folders go together only where everything that the runs of a seed share is the same:
-[task], [participation], [local], and of [run] what decides what is measured when. Then
-
-    the same strategy, other seeds       its runs are put together
-    other strategies                     stand side by side
-    a label used for different settings  each gets its folder's name: "FedAvg (tuned)"
-    the same strategy and seed twice     taken once where the measurements are the same, refused where they are not
-"""
+"""What the page tells, read from run folders alone; `fedsim.report.folders` says which may be told of together."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim import record
-from fedsim.record import Measurement
+from fedsim import resolve
+from fedsim.report.folders import Pooled, pooled
 
-# of [run]: what changes no number, or only adds some
-OTHERWISE = ("seeds", "device", "engine", "memory", "threads", "ledger", "optimum", "chunk", "together")
-SHARED = ("task", "participation", "local", "finetune", "run")  # tables of the experiment that have to be the same
 PAGE = "report.html"
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A run folder as it was found."""
+class Story(Pooled):
+    """All that the page tells."""
 
-    path: Path
-    document: Mapping[str, Any]  # the resolved experiment as tables
-    measurements: Sequence[Measurement]
-    runs: Sequence[Mapping[str, Any]]  # finished
-    failed: Sequence[Mapping[str, Any]]
-    times: Mapping[tuple[str, int, int], float]  # strategy, seed, round -> seconds
-    absences: Sequence[Mapping[str, str]]
-    environment: Mapping[str, Any]
-    tune: Mapping[str, Any]
-    apart: Sequence[str]  # labels of the runs that own their loop
-    together: int | None  # how many runs advanced side by side
-    hashes: Mapping[str, str]  # file -> sha256
-    schedules: Mapping[int, Path]  # seed -> file
-
-    @property
-    def entries(self) -> dict[str, Mapping[str, Any]]:
-        """The strategies' tables by label."""
-        return {str(entry["label"]): entry for entry in self.document.get("strategy", ())}
-
-    @property
-    def experiment(self) -> str:
-        """The resolved experiment as text."""
-        return (self.path / "experiment.toml").read_text(encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Story:
-    """All that the page tells. Labels are in their order of appearance, which is the order of the colours."""
-
-    folders: tuple[Folder, ...]
-    entries: Mapping[str, Mapping[str, Any]]
-    measurements: Sequence[Measurement]
-    runs: Sequence[Mapping[str, Any]]
-    failed: Sequence[Mapping[str, Any]]
-    times: Mapping[tuple[str, int, int], float]
-    absences: Sequence[Mapping[str, str]]
-    schedules: Mapping[int, Path]
-    apart: Sequence[str] = ()
     metric: str | None = None  # what to rank by; None: the first there is
     baseline: str | None = None  # what to hold the others against; None: the best
     target: float | None = None  # of the metric
@@ -87,11 +33,6 @@ class Story:
         return " + ".join(dict.fromkeys(names))
 
     @property
-    def labels(self) -> list[str]:
-        """The strategies, as the experiments name them."""
-        return list(self.entries)
-
-    @property
     def seeds(self) -> list[int]:
         """The seeds of which anything was measured, ascending."""
         return sorted({m.seed for m in self.measurements})
@@ -102,241 +43,14 @@ class Story:
         return list(dict.fromkeys(m.metric for m in self.measurements))
 
 
-def read(path: str | Path) -> Folder:
-    """A run folder's files. Raises OSError or ValueError, one line, where it is none or a file makes no sense."""
-    path = Path(path)
-    for name in ("experiment.toml", "metrics.csv", "result.json"):
-        if not (path / name).is_file():
-            what = "is no run folder" if path.is_dir() else "is no folder"
-            raise FileNotFoundError(f"{path} {what}: there is no {name} in it; give the folder `fedsim run` printed")
-    record.check_format(path)
-    document, result = _toml(path / "experiment.toml"), _json(path / "result.json")
-    try:
-        measurements = record.read_metrics(path)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path / 'metrics.csv'}: no table of strategy, seed, round, metric, value ({error})"
-        ) from error
-    schedules = {int(file.stem.removeprefix("schedule-seed")): file for file in sorted(path.glob("schedule-seed*.npz"))}
-    return Folder(
-        path,
-        document,
-        measurements,
-        result["runs"],
-        result.get("failed", ()),
-        record.read_times(path),
-        _csv(path / "absences.csv"),
-        _json(path / "environment.json") if (path / "environment.json").is_file() else {},
-        _json(path / "tune.json") if (path / "tune.json").is_file() else {},
-        result.get("apart") or _bundled(document),
-        result.get("together"),
-        _hashes(path),
-        schedules,
-    )
-
-
-def _bundled(document: Mapping[str, Any]) -> list[str]:
-    """The labels of Flower's strategies, which own their loop."""
-    entries = document.get("strategy", ())
-    return [str(entry["label"]) for entry in entries if str(entry.get("name", "")).startswith("flwr:")]
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not TOML: {error}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(found, dict) or (path.name == "result.json" and not isinstance(found.get("runs"), list)):
-        raise ValueError(f"{path}: not what a run folder holds under that name")
-    return found
-
-
-def _csv(path: Path) -> list[dict[str, str]]:
-    """The whole lines of a table; a last one cut short by a crash is passed over."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
-
-
-def _hashes(path: Path) -> dict[str, str]:
-    """Of the files that hold numbers: not of figures and pages, which are made of them."""
-    made = {".png", ".svg", ".html", ".tex", ".md", ".tmp"}
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix not in made)
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.name[0] != "."}
-
-
-# Several folders -----------------------------------------------------------------------------------------------------
-
-
 def tell(paths: Iterable[str | Path], **wanted: Any) -> Story:
     """The story of one run folder or several; `wanted`: metric, baseline, target.
 
-    Raises ValueError, one line that says what differs, where they are not runs of the same experiment.
+    Raises ValueError or OSError, one line, as `folders.pooled`, and for a metric or a baseline that is not there.
     """
-    folders = list(dict.fromkeys(Path(path) for path in paths))
-    found = [read(path) for path in folders]
-    for other in found[1:]:
-        _comparable(found[0], other)
-    found = _named_apart(found)
-    entries: dict[str, Mapping[str, Any]] = {}
-    for folder in found:
-        entries |= {label: entry for label, entry in folder.entries.items() if label not in entries}
-        for m in folder.measurements:  # files written by hand may measure what the experiment does not name
-            entries.setdefault(m.strategy, {"name": m.strategy, "label": m.strategy})
-    taken = _once(found)
-    story = Story(
-        tuple(found),
-        entries,
-        [m for folder, mine in zip(found, taken, strict=True) for m in folder.measurements if mine(m.strategy, m.seed)],
-        _of(found, taken, "runs"),
-        _of(found, taken, "failed"),
-        {key: s for f, mine in zip(found, taken, strict=True) for key, s in f.times.items() if mine(key[0], key[1])},
-        _of(found, taken, "absences"),
-        {seed: path for folder in reversed(found) for seed, path in folder.schedules.items()},
-        list(dict.fromkeys(label for folder in found for label in folder.apart)),
-        **wanted,
-    )
-    return _checked(story)
-
-
-def _checked(story: Story) -> Story:
-    """Raises ValueError for a metric or a baseline that is not there."""
-    from fedsim import resolve
-
+    story = Story(**vars(pooled(paths)), **wanted)
     if story.metric is not None and story.metric not in story.metrics:
         raise ValueError(f"{story.metric} was not measured{resolve.nearest(story.metric, story.metrics)}")
     if story.baseline is not None and story.baseline not in story.labels:
         raise ValueError(f'no strategy is called "{story.baseline}"{resolve.nearest(story.baseline, story.labels)}')
     return story
-
-
-def _comparable(first: Folder, other: Folder) -> None:
-    """Raises ValueError where runs of the two cannot be held against each other."""
-    for table in SHARED:
-        a, b = _flat(first.document.get(table, {})), _flat(other.document.get(table, {}))
-        ignored = OTHERWISE if table == "run" else ("data-dir",)
-        differ = [key for key in {**a, **b} if a.get(key) != b.get(key) and key not in ignored]
-        if differ:
-            said = ", ".join(f"{key} {_show(a.get(key))} and {_show(b.get(key))}" for key in differ[:3])
-            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-            raise ValueError(
-                f"{first.path} and {other.path} are not runs of the same experiment: [{table}] differs in {said}{more}"
-                "; make a report of each"
-            )
-    from fedsim.participation import Schedule
-
-    for seed in first.schedules.keys() & other.schedules.keys():
-        if Schedule.load(first.schedules[seed]).digest() != Schedule.load(other.schedules[seed]).digest():
-            raise ValueError(
-                f"{first.path} and {other.path} are not comparable: with seed {seed} other clients were present; "
-                "make a report of each"
-            )
-
-
-def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Tables in tables as one, keys joined by dots."""
-    out: dict[str, Any] = {}
-    for key, value in table.items():
-        out |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
-    return out
-
-
-def _show(value: Any) -> str:
-    return "(not set)" if value is None else json.dumps(value, default=str)
-
-
-def _named_apart(folders: list[Folder]) -> list[Folder]:
-    """The same folders, a label that stands for different settings followed by its folder's name."""
-    meant: dict[str, list[Mapping[str, Any]]] = {}
-    for folder in folders:
-        for label, entry in folder.entries.items():
-            meant.setdefault(label, []).append(entry)
-    clash = {label for label, entries in meant.items() if any(entry != entries[0] for entry in entries)}
-    if not clash:
-        return folders
-    names = called(folders)
-    return [
-        _renamed(folder, {label: f"{label} ({name})" for label in clash})
-        for folder, name in zip(folders, names, strict=True)
-    ]
-
-
-def called(folders: Sequence[Folder]) -> list[str]:
-    """A name for each folder: its own, with those above it where that is not enough to tell them apart."""
-    every = [folder.path.resolve().parts for folder in folders]
-    for many in range(1, max(map(len, every)) + 1):
-        names = ["/".join(parts[-many:]).lstrip("/") for parts in every]
-        if len(set(names)) == len(names):
-            break
-    return names
-
-
-def _renamed(folder: Folder, names: Mapping[str, str]) -> Folder:
-    """A folder whose runs are called otherwise."""
-
-    def under(line: Mapping[str, Any]) -> dict[str, Any]:
-        return {**line, "strategy": names.get(line["strategy"], line["strategy"])}
-
-    entries = [{**e, "label": names.get(e["label"], e["label"])} for e in folder.document.get("strategy", ())]
-    return replace(
-        folder,
-        document={**folder.document, "strategy": entries},
-        measurements=[m._replace(strategy=names.get(m.strategy, m.strategy)) for m in folder.measurements],
-        runs=[under(run) for run in folder.runs],
-        failed=[under(run) for run in folder.failed],
-        times={(names.get(label, label), seed, t): s for (label, seed, t), s in folder.times.items()},
-        absences=[under(line) for line in folder.absences],
-        apart=[names.get(label, label) for label in folder.apart],
-    )
-
-
-class Mine:
-    """Which runs are taken from a folder."""
-
-    def __init__(self, left: set[tuple[str, int]]) -> None:
-        self.left = left  # taken from an earlier one
-
-    def __call__(self, strategy: str, seed: int) -> bool:
-        """Whether this run is."""
-        return (strategy, seed) not in self.left
-
-
-def _once(folders: Sequence[Folder]) -> list[Mine]:
-    """Every run from one folder. Raises ValueError where two folders have it with other numbers."""
-    first: dict[tuple[str, int], tuple[Folder, list[Measurement]]] = {}
-    out = []
-    for folder in folders:
-        by_run: dict[tuple[str, int], list[Measurement]] = {}
-        for m in folder.measurements:
-            by_run.setdefault((m.strategy, m.seed), []).append(m)
-        left = set()
-        for key, lines in by_run.items():
-            if key in first:
-                earlier, held = first[key]
-                if [(*m[:4], repr(m.value)) for m in held] != [(*m[:4], repr(m.value)) for m in lines]:
-                    raise ValueError(
-                        f"{key[0]} with seed {key[1]} is in {earlier.path} and in {folder.path} with other numbers: "
-                        "leave one of them out"
-                    )
-                left.add(key)
-            else:
-                first[key] = (folder, lines)
-        out.append(Mine(left))
-    return out
-
-
-def _of(folders: Sequence[Folder], taken: Sequence[Mine], name: str) -> list[Mapping[str, Any]]:
-    return [
-        line
-        for folder, mine in zip(folders, taken, strict=True)
-        for line in getattr(folder, name)
-        if mine(line["strategy"], int(line["seed"]))
-    ]
