@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.events import (
@@ -32,7 +32,7 @@ from fedsim.events import (
     Timed,
 )
 from fedsim.lockstep import Together, Turn, advance, own_turn
-from fedsim.playing import Run, World, mean, owns_its_loop, start, trains_alone
+from fedsim.playing import Run, World, owns_its_loop, start, trains_alone
 from fedsim.standing import fingerprint
 
 if TYPE_CHECKING:
@@ -288,6 +288,12 @@ def summarise(runs: Iterable[Finished]) -> list[Summary]:
         spread = {name: _std([value[name] for value in values]) for name in centre}
         found.append(Summary(label, len(values), centre, spread))
     return found
+
+
+def mean(evaluations: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric that all evaluations have."""
+    shared = [name for name in evaluations[0] if all(name in metrics for metrics in evaluations)]
+    return {name: sum(metrics[name] for metrics in evaluations) / len(evaluations) for name in shared}
 
 
 def _std(values: Sequence[float]) -> float:
