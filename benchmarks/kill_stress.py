@@ -36,7 +36,8 @@ import tomli_w
 import torch
 
 from fedsim import cli, compare, experiment, report, standing, strategies
-from fedsim.record import read_result, write_json
+from fedsim.files import write_json
+from fedsim.record import read_result
 from fedsim.report import page
 
 RESULTS = Path(__file__).parent / "results"

@@ -83,6 +83,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import keyed, merit, paired, record
+from fedsim.files import write_json
 from fedsim.report import style
 
 FILE = Path(__file__).with_name("rank_reversal.toml")
@@ -364,7 +365,7 @@ def unit(axes: Any) -> Any:
 
 def write(result: Mapping[str, Any]) -> None:
     """The results file and the picture."""
-    record.write_json(RESULTS / "rank_reversal.json", result)
+    write_json(RESULTS / "rank_reversal.json", result)
     figure(of_first(result["settings"]), RESULTS / "rank_reversal.png")
 
 

@@ -40,7 +40,8 @@ from typing import Any
 
 import tomli_w
 
-from fedsim.record import read_metrics, write_json
+from fedsim.files import write_json
+from fedsim.record import read_metrics
 
 RESULTS = Path(__file__).parent / "results"
 MOST = 1.1  # growth of memory that is allowed

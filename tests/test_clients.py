@@ -337,6 +337,6 @@ def test_a_table_survives_flower_s_log(capsys: pytest.CaptureFixture[str], monke
 
 
 def test_clients_is_imported_without_torch() -> None:
-    """record.py needs it, and `fedsim --help` may not wait for torch."""
+    """Run folders need it, and `fedsim --help` may not wait for torch."""
     code = "import sys, fedsim.clients, fedsim.record; assert not {'torch', 'flwr', 'matplotlib'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

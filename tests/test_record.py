@@ -18,16 +18,9 @@ from torch import Tensor
 
 from fedsim import clients, report
 from fedsim.checkpoint import load_checkpoint, save_checkpoint
+from fedsim.files import write_atomically
 from fedsim.participation import Bernoulli
-from fedsim.record import (
-    Measurement,
-    RunFolder,
-    default_folder,
-    read_clients,
-    read_metrics,
-    read_result,
-    write_atomically,
-)
+from fedsim.record import Measurement, RunFolder, default_folder, read_clients, read_metrics, read_result
 from fedsim.report import clients as report_clients
 from fedsim.report import ledger as report_ledger
 from fedsim.report.style import pens
@@ -124,7 +117,7 @@ def test_tables_of_clients_may_have_different_columns(tmp_path: Path) -> None:
 
 
 def test_too_many_clients_are_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.record.LISTED", 3)
+    monkeypatch.setattr("fedsim.record.folder.LISTED", 3)
     with RunFolder(tmp_path / "run", "", {}) as run:
         run.clients("many", 1, {"client": np.arange(4)})
         run.clients("nobody", 1, {})  # as a run elsewhere tells of too many

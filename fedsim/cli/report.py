@@ -49,7 +49,8 @@ def report_(
 ) -> None:
     import math
 
-    from fedsim.record import default_folder, write_atomically, writing
+    from fedsim.files import write_atomically, writing
+    from fedsim.record import default_folder
     from fedsim.report import page
 
     if target is not None and not math.isfinite(target):

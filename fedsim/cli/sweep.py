@@ -127,7 +127,7 @@ def _span(numbers: Any) -> str:
 def _sweep(made: Sweep, folder: Path, begun: bool, quiet: bool, metric: str | None, against: str | None) -> bool:
     """Run the cells that are not over yet, and draw; whether anything failed."""
     from fedsim import standing
-    from fedsim.record import CannotWrite
+    from fedsim.files import CannotWrite
     from fedsim.report.maps import write_maps
     from fedsim.sweep import folder as folders
     from fedsim.sweep.grid import read

@@ -114,7 +114,7 @@ def _write(folder: Path, tuned: Experiment, found: dict[str, Any]) -> None:
     """The folder of `fedsim tune --out`."""
     import matplotlib
 
-    from fedsim.record import write_json, write_text, writing
+    from fedsim.files import write_json, write_text, writing
     from fedsim.report.style import RC, save
     from fedsim.report.tuning import tuning
 

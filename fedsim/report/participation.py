@@ -72,7 +72,7 @@ def write(folder: Path, schedule: Schedule, report: Mapping[str, Any], seed: int
 
     import matplotlib
 
-    from fedsim.record import write_atomically, writing
+    from fedsim.files import write_atomically, writing
     from fedsim.report.style import RC, save
 
     check(folder)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim.record import write_atomically
+from fedsim.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

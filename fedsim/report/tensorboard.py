@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedsim import record
+from fedsim import files, record
 from fedsim.record import Measurement
 
 NAME = "events.out.tfevents.0000000000.fedsim"  # TensorBoard looks for the part up to the number
@@ -54,9 +54,9 @@ def write(folder: str | Path, out: str | Path) -> int:
             when = started + seconds.get((label, seed, m.round), 0.0)
             records.write(Event(wall_time=when, step=m.round, summary=value).SerializeToString())
         path = out / names[label] / f"seed{seed}"
-        with record.writing(path):
+        with files.writing(path):
             path.mkdir(parents=True, exist_ok=True)
-        record.write_atomically(path / NAME, data.getvalue())
+        files.write_atomically(path / NAME, data.getvalue())
     return sum(map(len, runs.values()))
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.experiment.settings import show
-from fedsim.record import write_atomically, writing
+from fedsim.files import write_atomically, writing
 from fedsim.sweep.plan import Cell, Sweep, Work
 
 FILE, INDEX, MARKER = "sweep.toml", "index.csv", "cell.json"

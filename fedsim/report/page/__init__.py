@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fedsim.record import write_atomically
+from fedsim.files import write_atomically
 from fedsim.report.page import about, clients, compared, tuned
 from fedsim.report.page.blocks import Name, Page
 from fedsim.report.page.compared import tabled

@@ -1,27 +1,9 @@
-"""Run folders: what a run was, what it measured, and the figures, readable at any moment and after any crash.
-
-    experiment.toml    the resolved experiment: runs again as it is
-    environment.json   versions, platform, threads, device
-    schedule-seed1.npz who was present when, one per seed
-    metrics.csv        strategy, seed, round, metric, value: a line as soon as it is measured
-    times.csv          strategy, seed, round, seconds: how long the run had taken by then (no part of its results)
-    hashes.csv         strategy, seed, round, model, chain: what the model was, and a seal on all of it
-    clients.csv        strategy, seed, client, ...: how each fares at the end of a run, where clients are measured
-    result.json        the finished runs, replaced as a whole after each
-    tune.json          how the settings were chosen, where the experiment had a table [tune]
-    checkpoints/       where it stood last, for `fedsim resume`; gone when it is over
-    *.png, *.svg       figures
-    report.html        all of it as a page
-
-What is added to a csv is written whole or not at all, every other file is written beside its place and renamed. While
-a process writes there, no other can. environment.json says which format a folder has: `FORMAT`.
-"""
+"""A run folder being written: each thing as soon as it is known, whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import datetime
 import io
 import json
 import math
@@ -30,39 +12,18 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from fedsim import hashes
-from fedsim.checkpoint import load_checkpoint, save_checkpoint
 from fedsim.clients import LISTED
 from fedsim.events import Absent, Heard
 from fedsim.files import CannotWrite, write_atomically, write_json, write_text, writing
 from fedsim.lock import Lock
+from fedsim.record.contents import FORMAT, GROWING, NOTES, OURS, check_format, check_free, lacking, read_json
+from fedsim.record.reading import read_clients
 
 if TYPE_CHECKING:
     from fedsim.participation import Schedule
-
-__all__ = [
-    "CannotWrite", "Measurement", "RunFolder", "load_checkpoint", "read_clients", "read_metrics", "read_result",
-    "read_times", "read_tuning", "save_checkpoint", "write_atomically", "write_json", "write_text", "writing",
-]  # fmt: skip
-
-FORMAT = 2  # of run folders: 1 had neither hashes.csv nor checkpoints, and did not say its number
-COLUMNS = ("strategy", "seed", "round", "metric", "value")
-TIMES = ("strategy", "seed", "round", "seconds")
-GROWING = {"metrics.csv": COLUMNS, "times.csv": TIMES, hashes.FILE: hashes.HEAD}
-NOTES = ("absences.csv", "replies.csv")  # there only where there is something to note
-OURS = ("experiment.toml", "environment.json", *GROWING, "clients.csv", "result.json", "tune.json")
-
-
-class Measurement(NamedTuple):
-    """One line of metrics.csv."""
-
-    strategy: str
-    seed: int
-    round: int
-    metric: str
-    value: float
 
 
 class RunFolder:
@@ -152,14 +113,14 @@ class RunFolder:
                     self._add(name, [GROWING[name]])
             self._chains = hashes.last(hashes.read(self.path))
             self._keep_clients([] if there is None else there["columns"], over)
-            result = _read_json(self.path / "result.json") or {}
+            result = read_json(self.path / "result.json") or {}
             kept = [
                 [run for run in result.get(each, ()) if (run["strategy"], run["seed"]) in over]
                 for each in ("runs", "failed")
             ]
             self.runs, self.failures = kept
             self._result()
-            first = _read_json(self.path / "environment.json") or {}
+            first = read_json(self.path / "environment.json") or {}
             first["resumed"] = [*first.get("resumed", ()), environment]
             write_json(self.path / "environment.json", first)
         except BaseException:
@@ -300,52 +261,6 @@ def note(folder: Path, event: Absent | Heard) -> None:
         rows.writerows(lines)
 
 
-def check_free(path: Path) -> None:
-    """Raises FileExistsError if the folder holds a run, NotADirectoryError if it is none."""
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file, not a folder; choose another folder with --out")
-    held = [name for name in OURS if (path / name).exists()]
-    if held:
-        also = f", or go on with it: fedsim resume {path}" if (path / "checkpoints").is_dir() else ""
-        raise FileExistsError(f"{path} already holds a run ({held[0]}); choose another folder with --out{also}")
-
-
-def check_format(path: Path) -> int:
-    """The format of a run folder. Raises ValueError for one of a fedsim to come."""
-    found = (_read_json(path / "environment.json") or {}).get("format", 1)
-    if not isinstance(found, int) or found > FORMAT:
-        raise ValueError(f"{path} is a run folder of format {found}; this fedsim reads up to {FORMAT}: use a newer one")
-    return found
-
-
-def lacking(path: Path, there: Mapping[str, Any]) -> str:
-    """What a folder has less of than there once was, in words; nothing where it has all."""
-    for name, size in there["sizes"].items():
-        found = (path / name).stat().st_size if (path / name).exists() else 0
-        if found < size:
-            return f"{path / name} has {found} bytes and had {size} at the checkpoint"
-    return ""
-
-
-def _read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is none, or half of one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-
-
-def default_folder(name: str, now: datetime.datetime | None = None) -> Path:
-    """runs/<name>-<date time>, with a number after it when that is taken."""
-    stamp = (now or datetime.datetime.now()).strftime("%Y%m%d-%H%M%S")
-    first = Path("runs") / f"{name}-{stamp}"
-    path, number = first, 1
-    while path.exists():
-        number += 1
-        path = first.with_name(f"{first.name}-{number}")
-    return path
-
-
 def _lines(rows: Any) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
@@ -356,76 +271,3 @@ def _cells(column: Any) -> list[Any]:
     """A column as csv writes it: numbers so that they are read back the same, nothing for NaN."""
     values = column.tolist() if hasattr(column, "tolist") else list(column)
     return ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
-
-
-def read_metrics(folder: str | Path) -> list[Measurement]:
-    """All that a run has measured so far; a last line cut short by a crash is passed over. Raises ValueError for a
-    folder of a format to come, as all readers do."""
-    check_format(Path(folder))
-    text = (Path(folder) / "metrics.csv").read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    rows = csv.DictReader(io.StringIO(whole))
-    return [
-        Measurement(row["strategy"], int(row["seed"]), int(row["round"]), row["metric"], float(row["value"]))
-        for row in rows
-    ]
-
-
-def read_times(folder: str | Path) -> dict[tuple[str, int, int], float]:
-    """(strategy, seed, round) -> how many seconds the run had taken by then; a last line cut short is passed over."""
-    path = Path(folder) / "times.csv"
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    return {(row["strategy"], int(row["seed"]), int(row["round"])): float(row["seconds"]) for row in rows}
-
-
-def read_clients(folder: str | Path) -> list[dict[str, str]]:
-    """The lines of clients.csv, column by name, as text; none where no clients were measured."""
-    path = Path(folder) / "clients.csv"
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def read_result(folder: str | Path) -> list[dict[str, Any]]:
-    """The finished runs of a folder."""
-    check_format(Path(folder))
-    runs: list[dict[str, Any]] = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))["runs"]
-    return runs
-
-
-def read_tuning(folder: str | Path) -> dict[str, Any] | None:
-    """How a run's settings were chosen; None where they were not."""
-    path = Path(folder) / "tune.json"
-    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return found
-
-
-def environment(device: str) -> dict[str, Any]:
-    """What a run depends on beside its experiment. Imports torch."""
-    import importlib.metadata
-    import platform
-    import sys
-
-    import torch
-
-    from fedsim import __version__
-
-    versions = {"fedsim": __version__}
-    for package in ("torch", "numpy", "networkx", "flwr"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    gpu = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else None
-    return {
-        "python": sys.version.split()[0],
-        "packages": versions,
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "device": device,
-        "gpu": gpu,
-        "threads": torch.get_num_threads(),
-        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
