@@ -176,6 +176,11 @@ class Saved:
         """The rounds that the runs under way have played."""
         return [run["done"] for run in self._runs.values()]
 
+    @property
+    def under_way(self) -> list[tuple[str, int]]:
+        """Strategy and seed of the runs under way."""
+        return list(self._runs)
+
     def alone(self) -> dict[int, Clients]:
         """By seed, how clients fare who train by themselves, of the runs that are over."""
         return {

@@ -411,6 +411,19 @@ def test_drawing_is_made_up_for(
     same(run, straight)
 
 
+@pytest.mark.parametrize("left", [".lock", f".report.html.{2**22}.tmp", ".schedule-seed1.npz.77.partial"])
+def test_what_the_killed_left_is_cleared_away(left: str, straight: Path, tmp_path: Path, undrawn: list[Path]) -> None:
+    """Killed after it had drawn, before it had let go of the folder; or while it wrote the page again."""
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    (run / left).write_text("77\n")
+    assert command("resume", run) == 0
+    same(run, straight)
+    undrawn.clear()
+    assert command("resume", run) == 0
+    assert undrawn == [], "there is nothing to do"
+
+
 def test_what_cannot_go_on_says_why(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert command("resume", run) == 2

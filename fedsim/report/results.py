@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedsim import merit, record, resolve
+from fedsim import merit, record, reread, resolve
 from fedsim.merit import Curve
 from fedsim.record import Measurement
+from fedsim.record.contents import read_whole_result
 
 Run = tuple[str, int]  # strategy, seed
 
@@ -64,7 +63,7 @@ def _read(folder: Path) -> Results:
         raise ValueError(f"{folder} is no run folder: there is no metrics.csv in it")
     measurements = record.read_metrics(folder)
     document = _document(folder)
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result = read_whole_result(folder)
     rounds = {(run["strategy"], run["seed"]): run.get("rounds", 0) for run in result["runs"]}
     lost = {
         (run["strategy"], run["seed"]): f"failed after {run['round']} rounds: {run['reason']}"
@@ -87,8 +86,10 @@ def _read(folder: Path) -> Results:
 
 
 def _document(folder: Path) -> dict[str, Any]:
+    from fedsim.record.shapes import Resolved
+
     path = folder / "experiment.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return reread.shaped(path, reread.toml(path), Resolved) if path.is_file() else {}
 
 
 def _check_alike(folders: Sequence[Path]) -> None:
