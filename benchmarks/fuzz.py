@@ -57,6 +57,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).parent))  # where this file is loaded by its path
+import fuzz_folders
+
 ROOM = 2**30  # bytes of address space beyond what is loaded
 REFUSED = "refused: "
 PATIENCE = 10  # seconds for an input
@@ -347,6 +350,11 @@ TARGETS: dict[str, Target] = {
     "speeches": Target(lambda: [b"HAMLET:\nTo be\n\nA:\nWell\n"], ".txt", read_speeches, (b"\n\n", b":", b"\xff")),
 }
 
+TARGETS |= {
+    name: Target(fuzz_folders.corpus(file, of), Path(file).suffix, read, words)
+    for name, (file, of, read, words) in fuzz_folders.FOLDERS.items()
+}
+
 # Mutation ------------------------------------------------------------------------------------------------------------
 
 
@@ -530,7 +538,7 @@ def main() -> None:
             raise SystemExit(f"{name}: ended with {out.returncode}: {out.stderr[-2000:]}")
         entry = json.loads(out.stdout)
         found.append(entry)
-        line = f"{name:<13}{entry['inputs']:>7}{entry['read']:>7}{entry['refused']:>9}{len(entry['faults']):>8}"
+        line = f"{name:<18}{entry['inputs']:>7}{entry['read']:>7}{entry['refused']:>9}{len(entry['faults']):>8}"
         print(f"{line}{entry['slowest']:>9.3f}{entry['grown_mb']:>8.1f}", flush=True)
         for fault in entry["faults"]:
             print(f"    {fault['times']} x {fault['fault']}  {fault['input'][:200]}")

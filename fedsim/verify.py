@@ -89,14 +89,16 @@ def book(folder: Path) -> str:
     metrics = recorded(folder)
     for (strategy, seed), run in runs.items():
         last = metrics.get((strategy, seed, run["rounds"]), {})
-        for name, value in run["final"].items():
-            if name not in last or not _equal(last[name], value):
+        final, late_mean = run.get("final", {}), run.get("final_mean", {})
+        for name in dict.fromkeys([*last, *final]):
+            if name not in last or name not in final or not _equal(last[name], final[name]):
                 return f"result.json was changed after it was recorded: {strategy}, seed {seed}, {name}"
         late = [found for where, found in metrics.items()
                 if where[:2] == (strategy, seed) and where[2] > 0.8 * run["rounds"]]  # fmt: skip
-        for name, value in run["final_mean"].items():
+        shared = [name for name in last if all(name in found for found in late)]
+        for name in dict.fromkeys([*shared, *late_mean]):
             mean = sum(found.get(name, math.nan) for found in late) / max(1, len(late))
-            if not _equal(mean, value, 1e-12):
+            if name not in late_mean or not _equal(mean, late_mean[name], 1e-12):
                 return f"result.json was changed after it was recorded: {strategy}, seed {seed}, mean {name}"
     return ""
 

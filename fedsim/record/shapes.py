@@ -18,6 +18,17 @@ class Shape(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
+class Part(Shape):
+    """Some of the clients together."""
+
+    __pydantic_extra__: dict[str, float | None]
+    clients: Count
+    measured: Count
+    examples: float
+    held_out: float
+    rate: float
+
+
 class Harm(Shape):
     """What clients have of taking part, against training alone."""
 
@@ -33,10 +44,10 @@ class Clients(Shape):
     clients: Count = 0
     unmeasured: Count = 0
     listed: bool = False
-    by_participation: list[Numbers] = []
-    by_size: list[Numbers] = []
-    by_group: list[Numbers] = []
-    by_probability: list[Numbers] = []
+    by_participation: list[Part] = []
+    by_size: list[Part] = []
+    by_group: list[Part] = []
+    by_probability: list[Part] = []
     harm: Harm | None = None
 
 
