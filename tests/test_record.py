@@ -269,7 +269,9 @@ def test_figures_of_what_went_wrong(tmp_path: Path) -> None:
         run.measured("FedAvg", 1, 0, {"test_accuracy": math.nan, "test_loss": 2.0})
         run.measured("FedAvg", 1, 1, {"test_accuracy": math.nan, "test_loss": 1e30})
         assert report.write_figures(tmp_path / "run") == ["curves"]
-        run.finished({"strategy": "FedAvg", "seed": 1, "rounds": 1, "final_mean": {"test_accuracy": math.nan, "test_loss": 1e30}})
+        run.finished(
+            {"strategy": "FedAvg", "seed": 1, "rounds": 1, "final_mean": {"test_accuracy": math.nan, "test_loss": 1e30}}
+        )
         assert report.write_figures(tmp_path / "run") == ["curves", "final"]
 
 
