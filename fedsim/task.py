@@ -236,10 +236,9 @@ def join(tasks: Sequence[Task]) -> Task | None:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The classification loss of each example [b], from logits [b, C]."""
-    from torch.nn.functional import cross_entropy as loss
-
-    return loss(outputs, targets, reduction="none")
+    """The classification loss of each example [b], from logits [b, C] and classes [b] among 0..C-1. torch's own has an
+    eye on classes to be ignored, which costs a small model a tenth of its step; the numbers are the same."""
+    return -outputs.log_softmax(1).gather(1, targets[:, None]).squeeze(1)
 
 
 def itself(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from fedsim import LocalSGD, Loop, Stacked, Work, federate, keyed, make_task, models
 from fedsim.engine import choose
 from fedsim.engine.lanes import Lanes
-from fedsim.engine.program import Program
+from fedsim.engine.room import Room
 from fedsim.local import Cosine, Inverse, InverseSqrt, Step
 from fedsim.task import Task
 
@@ -285,26 +285,26 @@ def test_velocity_is_carried_over() -> None:
         torch.testing.assert_close(a.delta + b.delta, once.delta)
 
 
-def test_a_program_runs_once_per_step_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many train, and the model itself is entered to make the program: traced, and held against it."""
+def test_lanes_take_a_step_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many train; and the model itself is entered to make the program: traced, and held against it."""
     task = toy(n=12, examples=120)
-    calls, entries = [], []
-    run = Program.__call__
+    taken, entries = [], []
+    advance = Room.advance
 
-    def watched(self: Program) -> Any:
-        calls.append(1)
-        return run(self)
+    def watched(self: Room, steps: int) -> None:
+        taken.append(steps)
+        advance(self, steps)
 
     def counted(params: Any, inputs: torch.Tensor, key: Any) -> torch.Tensor:
         entries.append(1)
         return task.outputs_of(params, inputs, key)
 
-    monkeypatch.setattr(Program, "__call__", watched)
+    monkeypatch.setattr(Room, "advance", watched)
     seen = dataclasses.replace(task, outputs_of=counted)
-    for k, passes in ((1, 5), (4, 5), (5, 10), (12, 15)):
-        calls.clear()
+    for k, stretches in ((1, [5]), (4, [5]), (5, [5, 5]), (12, [5, 5, 5])):
+        taken.clear()
         train(Stacked(4), seen, LocalSGD(lr=0.1, steps=5, batch=4), who=list(range(k)))
-        assert len(calls) == passes
+        assert taken == stretches
     assert len(entries) == 2
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.engine import heap, kernels
-from fedsim.engine.program import Program, agrees, compiled
+from fedsim.engine import heap
+from fedsim.engine.traced import kernels
+from fedsim.engine.traced.program import Program, agrees, compiled
 
 aten = torch.ops.aten
 SAME = {"rtol": 1e-4, "atol": 1e-4}
@@ -126,10 +127,14 @@ def test_pooling_back() -> None:
 @pytest.mark.parametrize("large", [1.0, 80.0, 1e4])
 def test_log_softmax(large: float) -> None:
     """Large scores neither overflow nor give NaN."""
-    x = large * normal(9, 20, 10)
-    check(aten._log_softmax.default, (x, 2, False))
-    g = normal(9, 20, 10, seed=1)
-    check(aten._log_softmax_backward_data.default, (g, torch.log_softmax(x, -1), 2, torch.float32))
+    for shape in ((9, 20, 10), (90, 10)):
+        x, g, last = large * normal(*shape), normal(*shape, seed=1), len(shape) - 1
+        value = torch.log_softmax(x, -1)
+        for layout in (torch.Tensor.contiguous, lambda x: x.mT.contiguous().mT):  # examples, or classes, side by side
+            check(aten._log_softmax.default, (layout(x), last, False))
+            check(aten._log_softmax_backward_data.default, (g, layout(value), last, torch.float32))
+            check(aten._log_softmax_backward_data.default, (layout(g), value, last, torch.float32))
+    x = normal(9, 20, 10)
     for wrong in ((x, 1, False), (x[:2], 2, False), (normal(50, 40), 1, False)):
         assert kernels.way(Node(aten._log_softmax.default), wrong) is None  # type: ignore[arg-type]
 

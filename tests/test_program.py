@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import itertools
@@ -16,10 +15,13 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedsim import LocalSGD, Stacked, Work, federate, keyed, models
+from fedsim import LocalSGD, Stacked, Work, federate, keyed
 from fedsim.data import Dataset
-from fedsim.engine import rooms, workers
-from fedsim.engine.program import Program, once
+from fedsim.engine import pools, rooms, workers
+from fedsim.engine.gradients import gradients
+from fedsim.engine.room import Room, Rule
+from fedsim.engine.traced.program import Program
+from fedsim.engine.traced.simpler import once
 from fedsim.task import Task
 
 
@@ -71,27 +73,42 @@ def task_of(name: str, dtype: torch.dtype = torch.float32, n: int = 6) -> Task:
     return federate(dataset, clients=n, model=MODELS[name](), dtype=dtype, seed=1)
 
 
-def room_of(task: Task, chunk: int, plain: bool = True) -> tuple[rooms.Room, Any]:
-    """A room of the task, and a way to fill it with the examples and models of a seed and run it."""
-    room = rooms.take(task, chunk, 5, plain)
+class Filled:
+    """A room, and a way to fill it with the examples and models of a seed and run its program."""
 
-    def run(seed: int) -> list[torch.Tensor]:
+    def __init__(self, task: Task, chunk: int, plain: bool = True) -> None:
+        self.task, self.plain = task, plain
+        self.room = rooms.take(task, chunk, 5, PLAIN if plain else Rule(momentum=0.9))
+
+    def fill(self, seed: int) -> None:
+        room, task, chunk = self.room, self.task, len(self.room.y)
         draw = torch.Generator().manual_seed(seed)
         room.y.copy_(task.fresh(0) + 0.1 * torch.randn(room.y.shape, generator=draw).to(task.dtype))
-        rows = torch.randint(0, 96, (chunk, 5), generator=draw)
-        weights = torch.rand((chunk, 5), generator=draw).to(task.dtype)
-        keys = keyed.fold(seed, torch.arange(chunk))
-        rates = torch.rand(chunk, generator=draw).to(task.dtype) if plain else None
-        given = [task.inputs[rows], task.targets[rows], weights, keys, None if rates is None else rates[:, None]]
-        y = room.y.clone()
-        slopes, loss = rooms.gradients(task)(task.layout.views(y), *given)
-        found = [one.clone() for one in room.gradients(rows, weights, keys, rates)]
-        if plain:  # taken off y
-            return [[room.y.clone(), *found], [y - task.layout.stack(slopes), loss]]  # type: ignore[list-item]
-        assert room.y.equal(y)
-        return [found, [*slopes.values(), loss]]  # type: ignore[list-item]
+        self.place(torch.randint(0, 96, (chunk, 5), generator=draw))
+        room._weights.copy_(torch.rand((1, chunk, 5), generator=draw))
+        room._key.copy_(keyed.fold(seed, torch.arange(chunk)))
+        room._rate.copy_(torch.rand((1, chunk, 1), generator=draw))
 
-    return room, run
+    def place(self, rows: torch.Tensor) -> None:
+        for pool, part in zip((self.room._pool, self.task.targets), self.room._rows, strict=True):
+            part.copy_(pool[rows.flatten()])
+
+    def run(self, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """What the program gives, and what the function does."""
+        self.fill(seed)
+        room, task = self.room, self.task
+        rows = [room._inputs, room._targets, room._weights[0], room._key[0], room._rate[0] if self.plain else None]
+        y = room.y.clone()
+        ready = room._pool is not task.inputs
+        slopes, loss = gradients(task, ready=ready)(task.layout.views(y), *rows)
+        found = [one.clone() for one in room._gradients()]
+        if self.plain:  # taken off y
+            return [room.y.clone(), *found], [y - task.layout.stack(slopes), loss]
+        assert room.y.equal(y)
+        return found, [*slopes.values(), loss]
+
+
+PLAIN = Rule()
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -100,11 +117,11 @@ def room_of(task: Task, chunk: int, plain: bool = True) -> tuple[rooms.Room, Any
 def test_the_numbers_are_the_functions(name: str, chunk: int, plain: bool) -> None:
     """For whatever it holds, also what it was not made with: the gradients of a small batch of models to the last bit,
     those of one model, and weights that products of matrices are taken off, to rounding."""
-    room, run = room_of(task_of(name), chunk, plain)
+    filled = Filled(task_of(name), chunk, plain)
     exact = chunk > 1 and not plain
     for seed in (1, 2, 1, 3):
-        found, expected = run(seed)
-        assert room.traced
+        found, expected = filled.run(seed)
+        assert filled.room.traced
         for a, b in zip(found, expected, strict=True):
             if exact:
                 assert a.equal(b)
@@ -115,13 +132,13 @@ def test_the_numbers_are_the_functions(name: str, chunk: int, plain: bool) -> No
 @pytest.mark.parametrize("name", MODELS)
 def test_nan_goes_through(name: str) -> None:
     """A model that has diverged gives NaN, and the next gives numbers."""
-    task = task_of(name)
-    room, run = room_of(task, 3)
-    before, _ = run(1)
-    room.y.fill_(torch.nan)
-    for one in room.gradients(torch.zeros((3, 5), dtype=torch.int64), torch.ones(3, 5), torch.arange(3), torch.ones(3)):
+    filled = Filled(task_of(name), 3)
+    before, _ = filled.run(1)
+    filled.fill(2)
+    filled.room.y.fill_(torch.nan)
+    for one in filled.room._gradients():
         assert torch.isnan(one).any()
-    after, _ = run(1)
+    after, _ = filled.run(1)
     assert all(a.equal(b) for a, b in zip(before, after, strict=True))
 
 
@@ -140,11 +157,10 @@ class Seen(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["logistic", "mlp"])
 def test_nothing_new_is_made(name: str) -> None:
     """Every call writes to a buffer that is there."""
-    room, run = room_of(task_of(name), 3)
-    run(1)
-    assert room._program is not None
+    filled = Filled(task_of(name), 3)
+    filled.run(1)
     with Seen() as seen:
-        room._program()
+        filled.room._gradients()
     assert 10 < len(seen.names) < 40
     in_place = ("out", "copy_", "grad_input", "_foreach_sub_")
     assert all(any(part in name for part in in_place) for name in seen.names)
@@ -208,41 +224,42 @@ def test_a_function_with_a_will_of_its_own_runs_itself() -> None:
 
 def test_a_room_is_used_again_and_by_one_at_a_time() -> None:
     task = task_of("mlp")
-    one = rooms.take(task, 3, 5, True)
-    other = rooms.take(task, 3, 5, True)
+    one = rooms.take(task, 3, 5, PLAIN)
+    other = rooms.take(task, 3, 5, PLAIN)
     assert other is not one
     rooms.give_back(one)
-    assert rooms.take(task, 3, 5, False) is not one
-    assert rooms.take(task, 4, 5, True) is not one
-    assert rooms.take(dataclasses.replace(task, mean=torch.tensor(0.1)), 3, 5, True) is one  # normalised beforehand
+    assert rooms.take(task, 3, 5, Rule(momentum=0.9)) is not one
+    assert rooms.take(task, 4, 5, PLAIN) is not one
+    assert rooms.take(dataclasses.replace(task, mean=torch.tensor(0.1)), 3, 5, PLAIN) is one  # normalised beforehand
     rooms.give_back(one)
-    assert rooms.take(dataclasses.replace(task, criterion=lambda a, b: a.sum(1)), 3, 5, True) is not one
-    assert rooms.take(task, 3, 5, True) is one
+    assert rooms.take(dataclasses.replace(task, criterion=lambda a, b: a.sum(1)), 3, 5, PLAIN) is not one
+    assert rooms.take(task, 3, 5, PLAIN) is one
 
 
 def test_rooms_go_with_their_model() -> None:
     """What waits for its next use keeps neither a model nor its examples alive."""
     task = task_of("mlp")
     keys = keyed.fold(1, torch.arange(2))
-    Stacked(2)(task, torch.arange(2), Work(task.fresh(0).expand(2, -1)), keys, LocalSGD(lr=0.1, steps=1, batch=5))
-    gone = [weakref.ref(task.outputs_of), weakref.ref(task.inputs)]
-    assert rooms._waiting[task.outputs_of]
-    del task
+    for _ in range(3):
+        Stacked(2)(task, torch.arange(2), Work(task.fresh(0).expand(2, -1)), keys, LocalSGD(lr=0.1, steps=3, batch=5))
+    (room,) = rooms._waiting[task.outputs_of]
+    assert room._recorded is not None
+    assert all(feed._recorded is not None for feed in room._feeds.values())
+    gone = [weakref.ref(each) for each in (task.outputs_of, task.inputs, task.targets, task.rows)]
+    del task, room
     gc.collect()
-    assert [one() for one in gone] == [None, None]
+    assert [one() for one in gone] == [None] * 4
 
 
 def test_large_pools_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Normalised as a whole where there is room for it, else minibatch by minibatch, to the same numbers."""
     task = task_of("pooling")
-    assert rooms.examples(task) is rooms.examples(task)
-    assert rooms.examples(task).equal(task.ready(task.inputs))
-    _, run = room_of(task, 3)
-    found, _ = run(1)
-    monkeypatch.setattr(rooms, "READY", 1000)
-    assert rooms.examples(task) is task.inputs
-    _, run = room_of(task, 3)
-    again, _ = run(1)
+    assert pools.examples(task) is pools.examples(task)
+    assert pools.examples(task).equal(task.ready(task.inputs))
+    found, _ = Filled(task, 3).run(1)
+    monkeypatch.setattr(pools, "READY", 1000)
+    assert pools.examples(task) is task.inputs
+    again, _ = Filled(task, 3).run(1)
     assert all(a.equal(b) for a, b in zip(found, again, strict=True))
 
 
@@ -312,22 +329,6 @@ def test_what_goes_wrong_in_a_worker_is_raised() -> None:
         torch.set_num_threads(threads)
 
 
-def test_models_of_ours_are_traced() -> None:
-    """Every model with a name, on one client and on several."""
-    for name in ("logistic", "mlp", "lenet5", "fedau-cnn"):
-        shape = (1, 28, 28)
-        dataset = Dataset(
-            "blank", torch.rand(8, *shape), torch.arange(8) % 4, torch.rand(4, *shape), torch.arange(4), 4
-        )
-        task = federate(dataset, clients=2, model=models.build(name, shape, 4))
-        for chunk in (1, 2):
-            room = rooms.take(task, chunk, 2, True)
-            room.y.copy_(task.fresh(0).expand(chunk, -1))
-            rows = torch.arange(2 * chunk).reshape(chunk, 2)
-            room.gradients(rows, torch.ones(chunk, 2), torch.arange(chunk), torch.ones(chunk))
-            assert room.traced, (name, chunk)
-
-
 def test_nothing_is_computed_twice() -> None:
     """Operators that are alike are one; those that draw are as many as there were."""
     x = torch.randn(50)
@@ -348,49 +349,6 @@ def test_nothing_is_computed_twice() -> None:
     assert sum(str(node.target) == "aten.rand_like.default" for node in graph.nodes) == 2
 
 
-class FakeGraph:
-    """Stands for a CUDA graph that has captured the calls; it spoils a tensor if it is given one."""
-
-    def __init__(self, calls: Any, spoils: torch.Tensor | None) -> None:
-        self.calls, self.spoils, self.replays = calls, spoils, 0
-
-    def replay(self) -> None:
-        self.replays += 1
-        for call, args, named in self.calls:
-            call(*args, **named)
-        if self.spoils is not None:
-            self.spoils.add_(1.0)
-
-
-class OnGpu(torch.Tensor):
-    """Says that it is on a GPU."""
-
-    device = torch.device("cuda")
-
-
-@pytest.mark.parametrize("right", [True, False])
-def test_a_gpu_remembers_the_calls(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one graph, which is only used if it gives the same. (No GPU is at hand: its part is played by a double.)"""
-    x, w = torch.randn(4, 3), torch.randn(3, 2)
-
-    def function(x: torch.Tensor, w: torch.Tensor) -> list[torch.Tensor]:
-        return [torch.mm(x.t(), torch.mm(x, w)).mul(0.1), torch.mm(x, w).sum()]
-
-    program = Program(function, [x, w], [w])
-    graph = FakeGraph(program.calls, None if right else w)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
-    before = w.clone()
-    slope, value = function(x, before)
-    program.inputs = (x.as_subclass(OnGpu), w)
-    program._captured([before], [before - slope, value], False)
-    w.copy_(before)
-    assert (program.graph is graph) == right
-    program()
-    torch.testing.assert_close(w, before - slope)
-    assert graph.replays == (2 if right else 1)
-
-
 def test_out_of_memory_makes_the_chunk_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the numbers are those of the smaller chunk; where one client does not fit, it is an error."""
     task, who = task_of("mlp"), torch.arange(6)
@@ -398,7 +356,7 @@ def test_out_of_memory_makes_the_chunk_smaller(monkeypatch: pytest.MonkeyPatch) 
     expected = Stacked(2)(*given)
     take, fits = rooms.take, 3
 
-    def small(task: Task, chunk: int, *rest: Any) -> rooms.Room:
+    def small(task: Task, chunk: int, *rest: Any) -> Room:
         if chunk > fits:
             raise torch.OutOfMemoryError("too large")
         return take(task, chunk, *rest)

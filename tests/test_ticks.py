@@ -16,6 +16,7 @@ from fedsim import LocalSGD, federate, ledger, mixing, simulate
 from fedsim.data.partition import IID
 from fedsim.participation import Ticks
 from fedsim.strategies import DPSGD, BufferedGossip, VarianceCorrection
+from fedsim.strategy import Round
 from fedsim.task import Layout
 
 LAYOUT = Layout(("w", "bias", "v"), (torch.Size([3, 4]), torch.Size([4]), torch.Size([4, 2])))
@@ -29,6 +30,18 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def ticks(n: int, rounds: int, seed: int = 0, **settings: Any) -> list[list[int]]:
     schedule = Ticks(**settings).draw(n, rounds, seed)
     return [schedule[t].chosen.tolist() for t in range(rounds)]
+
+
+@pytest.mark.parametrize("strategy", [BufferedGossip(nx.cycle_graph(6)), DPSGD(mixing.Metropolis(nx.cycle_graph(6)))])
+def test_where_nodes_began_is_not_written_to(strategy: Any) -> None:
+    """Also where all are there, and their models need not be copied: a round is told of after its step."""
+    state, who = strategy.init(normal(6, 3), torch.full((6,), 1 / 6, dtype=F64), 0), torch.arange(6)
+    for t in range(3):
+        start = strategy.send(state, who).start
+        began = start.clone()
+        moves = normal(6, 3, seed=t + 1)
+        state = strategy.step(state, Round(t, who, start, moves, torch.ones(6, dtype=F64), torch.ones(6, dtype=F64)))
+        assert start.equal(began)
 
 
 # Who trains when -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 
 from fedsim import LocalSGD, Stacked, federate
 from fedsim.engine import choose, fastest, rooms, trial
+from fedsim.engine.room import Room
 
 LOCAL = LocalSGD(lr=0.1, steps=7, batch=5)
 
@@ -59,7 +60,7 @@ def test_a_trial_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done == [(4, [3] * 12), (4, [1] * 12)]
     take = rooms.take
 
-    def small(task: Any, chunk: int, *rest: Any) -> rooms.Room:
+    def small(task: Any, chunk: int, *rest: Any) -> Room:
         if chunk > 2:
             raise torch.OutOfMemoryError("too large")
         return take(task, chunk, *rest)

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from fedsim.local import LocalSGD
     from fedsim.task import Task
 
+LONG = 2**15  # numbers
+
 
 class Cohort(NamedTuple):
     """Clients to train, and what comes of it."""
 
     task: Task
     local: LocalSGD
-    plain: bool  # see `is_plain`
     steps: list[int]  # [K]
     sizes: Tensor  # [K]     how many of its examples each trains on
     who: Tensor  # [K]     whose examples
@@ -125,6 +126,31 @@ def merged(jobs: Sequence[Job]) -> Work:
 def per_client(value: Tensor | float, at: Tensor) -> Tensor | float:
     """The rows `at` of something that broadcasts against [k, P]."""
     return value[at] if not isinstance(value, (int, float)) and value.ndim == 2 and len(value) > 1 else value
+
+
+def put(into: Tensor, places: Tensor, source: Tensor, rows: Tensor) -> None:
+    """into[places] = source[rows], for tables [., P]; on a CPU long rows are copied one by one, without a detour."""
+    if by_row(into):
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            into[place].copy_(source[row])
+    else:
+        into.index_copy_(0, places, source.index_select(0, rows))
+
+
+def put_difference(into: Tensor, places: Tensor, a: Tensor, rows: Tensor, b: Tensor, others: Tensor) -> None:
+    """into[places] = a[rows] - b[others], likewise."""
+    import torch
+
+    if by_row(into):
+        for place, row, other in zip(places.tolist(), rows.tolist(), others.tolist(), strict=True):
+            torch.sub(a[row], b[other], out=into[place])
+    else:
+        into.index_copy_(0, places, a.index_select(0, rows).sub_(b.index_select(0, others)))
+
+
+def by_row(table: Tensor) -> bool:
+    """Whether a table's rows are long enough to be worth a call each."""
+    return table.device.type == "cpu" and table.shape[1] >= LONG
 
 
 def is_number(value: Tensor | float, number: float) -> bool:

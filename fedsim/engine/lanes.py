@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from fedsim.engine.plan import deal, minibatches, width
+from fedsim.engine.plan import deal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,78 +16,93 @@ if TYPE_CHECKING:
 SEGMENT = 64  # steps whose minibatches are planned at once
 
 
+class Change(NamedTuple):
+    """Who comes and goes after a step."""
+
+    ended: Tensor  # [e]  lanes whose client has taken its last step
+    done: Tensor  # [e]  those clients
+    going: Tensor  # [g]  lanes that go on with another, g <= e
+    following: Tensor  # [g]  and with whom
+
+
 class Lanes:
     """Who is trained when: `chunk` lanes side by side, each with one client after the other, loads evened out.
 
-    job [c, S] says which of the k clients a lane trains at a step, tau [c, S] that client's own step (-1: the lane is
+    job [S, c] says which of the k clients a lane trains at a step, tau [S, c] that client's own step (-1: the lane is
     idle, padding). A client's steps are consecutive and in one lane.
     """
 
-    def __init__(self, steps: list[int], chunk: int) -> None:
+    def __init__(self, steps: Sequence[int], chunk: int) -> None:
         import torch
 
-        lanes = deal(steps, chunk)
+        lanes = [[j for j in members if steps[j]] for members in deal(steps, chunk)]
         self.length = max(sum(steps[j] for j in members) for members in lanes)
-        self.job = torch.zeros((chunk, max(self.length, 1)), dtype=torch.int64)
+        self.job = torch.zeros((max(self.length, 1), chunk), dtype=torch.int64)
         self.tau = torch.full_like(self.job, -1)
-        self._changes: dict[int, list[tuple[int, int, int]]] = {}
+        changes: dict[int, list[tuple[int, int, int]]] = {}
         for lane, members in enumerate(lanes):
             s = 0
             for j, following in zip(members, [*members[1:], -1], strict=False):
-                self.job[lane, s : s + steps[j]] = j
-                self.tau[lane, s : s + steps[j]] = torch.arange(steps[j])
+                self.job[s : s + steps[j], lane] = j
+                self.tau[s : s + steps[j], lane] = torch.arange(steps[j])
                 s += steps[j]
-                self._changes.setdefault(s - 1, []).append((lane, j, following))
+                changes.setdefault(s - 1, []).append((lane, j, following))
+        self._changes = {s: changes[s] for s in sorted(changes)}
 
-    def changes(self, s: int) -> tuple[list[int], list[int], list[int], list[int]]:
-        """After step s: lanes whose client is done, those clients; lanes that go on with another, and with whom."""
-        ended = self._changes.get(s, [])
-        going = [(lane, following) for lane, _, following in ended if following >= 0]
-        return [e[0] for e in ended], [e[1] for e in ended], [g[0] for g in going], [g[1] for g in going]
+    def changes(self, clients: Tensor) -> dict[int, Change]:
+        """Who comes and goes after which step, in order; who is whom is said by clients [k]. Lies where they do, and
+        got there at once."""
+        import torch
+
+        flat: list[int] = []
+        ends: list[tuple[int, int, int]] = []
+        for s, ended in self._changes.items():
+            going = [(lane, following) for lane, _, following in ended if following >= 0]
+            for column in ([e[0] for e in ended], [g[0] for g in going], [e[1] for e in ended], [g[1] for g in going]):
+                flat += column
+            ends.append((s, len(ended), len(going)))
+        there = torch.tensor(flat, dtype=torch.int64).to(clients.device)
+        found, at = {}, 0
+        for s, many, more in ends:
+            over, going_on, done, following = there[at : at + 2 * (many + more)].split([many, more, many, more])
+            found[s] = Change(over, clients[done], going_on, clients[following])
+            at += 2 * (many + more)
+        return found
 
 
-class Step(NamedTuple):
-    """What the lanes of a room do in a step."""
-
-    places: Tensor  # [c, b]  of examples, in the pool
-    weights: Tensor  # [c, b]  what they count
-    keys: Tensor  # [c]
-    rates: Tensor  # [c]     learning rates
+@functools.lru_cache(maxsize=64)
+def lanes_of(steps: tuple[int, ...], chunk: int) -> Lanes:
+    """The lanes of clients with so many steps each. Most rounds are alike."""
+    return Lanes(steps, chunk)
 
 
 class Plan:
-    """The steps of some of a cohort's clients in so many lanes. What the first segment needs is worked out at once:
-    many small operators, for which workers side by side would only wait for each other."""
+    """The steps of some of a cohort's clients in so many lanes."""
 
     def __init__(self, cohort: Cohort, members: Sequence[int], chunk: int) -> None:
         import torch
 
         device = cohort.task.device
-        self.lanes = Lanes([cohort.steps[j] for j in members], chunk)
-        self.length = self.lanes.length
+        lanes = lanes_of(tuple(cohort.steps[j] for j in members), chunk)
+        self.length, self.chunk = lanes.length, chunk
         self.who = torch.tensor(members).to(device)  # [k]  of the cohort
-        self.job = self.who[self.lanes.job.to(device)]  # [c, S]  of the cohort
-        self.examples = torch.zeros((chunk, self.length), dtype=cohort.task.dtype, device=device)  # [c, S]  0: idle
-        self._cohort, self._tau = cohort, self.lanes.tau.to(device)
-        self._first = self._segment(0)
+        self.changes = lanes.changes(self.who)
+        self.mine = lanes.job.to(device)  # [S, c]  of these clients
+        self.job = self.who[self.mine]  # [S, c]  of the cohort
+        self.tau = lanes.tau.to(device)  # [S, c]
+        self.examples = torch.zeros((self.length, chunk), dtype=cohort.task.dtype, device=device)  # [S, c]  0: idle
 
-    def steps(self) -> Iterator[Step]:
-        """One after the other."""
-        yield from self._first
-        for begin in range(SEGMENT, self.length, SEGMENT):
-            yield from self._segment(begin)
+    def segments(self) -> Iterator[slice]:
+        """Which steps are planned at once."""
+        for begin in range(0, self.length, SEGMENT):
+            yield slice(begin, min(begin + SEGMENT, self.length))
 
-    def _segment(self, begin: int) -> list[Step]:
-        cohort, cut = self._cohort, slice(begin, min(begin + SEGMENT, self.length))
-        task, job, tau = cohort.task, self.job[:, cut], self._tau[:, cut]
-        if begin >= self.length:
-            return []
-        places, counted, keys = minibatches(
-            cohort.keys[job], cohort.sizes[job], task.first[cohort.who[job]], tau.clamp(min=0), tau >= 0,
-            width(task, cohort.local),
-        )  # fmt: skip
-        count = counted.sum(-1)  # [c, S]
-        self.examples[:, cut] = count.to(task.dtype)
-        weights = counted.to(task.dtype) / count.clamp(min=1)[..., None]
-        columns = (each.unbind(1) for each in (task.rows[places], weights, keys, cohort.rates[job]))
-        return [Step(*each) for each in zip(*columns, strict=True)]
+    def stretches(self, segment: slice) -> Iterator[tuple[int, Change | None]]:
+        """How many of a segment's steps are taken by the same clients, and who comes and goes after them."""
+        at = segment.start
+        for s, change in self.changes.items():
+            if at <= s < segment.stop:
+                yield s + 1 - at, change
+                at = s + 1
+        if at < segment.stop:
+            yield segment.stop - at, None

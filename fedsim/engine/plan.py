@@ -91,15 +91,15 @@ def spans(local: LocalSGD, steps: list[int], t: int, work: Work) -> Tensor | Non
 def minibatches(
     keys: Tensor, size: Tensor, first: Tensor, s: Tensor, active: Tensor, batch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which examples make minibatch number s of a client with that key, size and first row; all [c, S].
+    """Which examples make minibatch number s of a client with that key, size and first row; all [S, c].
 
-    Returns places in task.rows [c, S, batch], which of them count (the rest is padding that points at the client's
-    first example; nothing counts where not `active`), and the keys of the steps [c, S].
+    Returns places in task.rows [S, c, batch], which of them count (the rest is padding that points at the client's
+    first example; nothing counts where not `active`), and the keys of the steps [S, c].
     """
     import torch
 
     per_epoch = (size + batch - 1) // batch
-    position = (s % per_epoch * batch)[..., None] + torch.arange(batch, device=keys.device)  # [c, S, batch]
+    position = (s % per_epoch * batch)[..., None] + torch.arange(batch, device=keys.device)  # [S, c, batch]
     counted = (position < size[..., None]) & active[..., None]
     place = keyed.shuffled(keyed.fold(keys, "epoch", s // per_epoch), position, size)
     place = first[..., None] + torch.where(counted, place, 0)

@@ -29,11 +29,11 @@ def off(task: Task, locals: Iterable[LocalSGD], products: str) -> float:
     minibatch at the first model, the largest among the ways of training. Leaves torch computing so."""
     import torch
 
-    from fedsim.engine import rooms
+    from fedsim.engine.gradients import gradients
     from fedsim.engine.plan import width
 
     found = [0.0]
-    gradient = rooms.gradients(task, dropout=False)
+    gradient = gradients(task, dropout=False)
     params = task.layout.views(task.fresh(0)[None])
     for local in set(locals):
         places = task.rows[: min(width(task, local), task.sizes[0])][None]

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedsim.engine import rooms, workers
-from fedsim.engine.cohort import Cohort, is_number, is_plain, joined, kind, merged, per_client, second_of, starts
+from fedsim.engine.cohort import Cohort, joined, kind, merged, put, put_difference, second_of, starts
+from fedsim.engine.gradients import gradients
 from fedsim.engine.lanes import Plan
 from fedsim.engine.plan import Answer, Job, counts, refuse, sizes, spans, width
+from fedsim.engine.room import rule_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +78,9 @@ class Stacked:
         used = [size for job in jobs for size in sizes(job.task, job.who, job.local, job.t)]
         rates = [one.local.lr_at(one.t) for one in jobs for _ in one.who]
         bank, at_bank = starts(jobs)
-        delta = torch.zeros((len(steps), bank.shape[1]), dtype=bank.dtype, device=task.device)
+        delta = torch.empty((len(steps), bank.shape[1]), dtype=bank.dtype, device=task.device)
+        if idle := [j for j, taken in enumerate(steps) if not taken]:
+            delta[idle] = 0.0  # the others' rows are all written to
         velocity = last_velocity = None
         if local.momentum:
             velocity = joined([
@@ -88,7 +92,7 @@ class Stacked:
         raw = torch.zeros_like(delta) if any("mean-gradient" in one.work.ask for one in jobs) else None
         second = None if jobs[0].work.other is None else second_of(jobs)
         cohort = Cohort(
-            task, local, is_plain(jobs[0]), steps, torch.tensor(used, dtype=torch.int64).to(task.device),
+            task, local, steps, torch.tensor(used, dtype=torch.int64).to(task.device),
             joined([one.who for one in jobs]).to(task.device), joined([one.keys for one in jobs]), bank, at_bank,
             merged(jobs), torch.tensor(rates, dtype=task.dtype).to(task.device), velocity, delta,
             torch.zeros(len(steps), dtype=task.dtype, device=task.device), last_velocity, raw, second,
@@ -136,67 +140,37 @@ class Stacked:
         its last velocity."""
         import torch
 
-        task, local, work, bank = cohort.task, cohort.local, cohort.work, cohort.bank
-        at = plan.job[:, 0]  # [c]  whom each lane trains
-        room = rooms.take(task, len(at), width(task, local), cohort.plain)
-        y = room.y.copy_(bank[cohort.at_bank[at]])  # [c, P]
-        velocity = None if cohort.velocity is None else cohort.velocity[at]
-        flat = None if cohort.plain else torch.empty_like(y)
-        raw = None if cohort.raw is None else torch.zeros_like(y)  # [c, P]  its gradients so far
-        values = torch.zeros_like(plan.examples)  # [c, S]
-        for s, step in enumerate(plan.steps()):
-            # a plain step's gradients are taken off times lr
-            *slopes, value = room.gradients(step.places, step.weights, step.keys, step.rates if cohort.plain else None)
-            values[:, s] = value
-            if flat is not None:
-                for view, slope in zip(task.layout.views(flat).values(), slopes, strict=True):
-                    view.copy_(slope)
-                if raw is not None:
-                    raw.add_(flat)
-                    if local.weight_decay:
-                        raw.add_(y, alpha=local.weight_decay)
-                start = None if is_number(work.mu, 0.0) else bank[cohort.at_bank[at]]
-                adjust(flat, y, work, start, local, at)
-                if cohort.second is not None:
-                    against = cohort.second.against[at]
-                    here, there = y.clone(), cohort.second.bank[cohort.second.at_bank[at]]
-                    y.copy_(there)  # the room's gradients are those at y
-                    *slopes, _ = room.gradients(step.places, step.weights, step.keys, None)
-                    y.copy_(here)
-                    if local.weight_decay:
-                        flat.sub_(against * local.weight_decay * there)
-                    for view, slope in zip(task.layout.views(flat).values(), slopes, strict=True):
-                        view.sub_(against.view(-1, *[1] * (slope.ndim - 1)) * slope)
-                if velocity is not None:
-                    velocity.mul_(local.momentum).add_(flat)
-                y.sub_(torch.mul(flat if velocity is None else velocity, step.rates[:, None], out=flat))
-            changes = plan.lanes.changes(s)
-            if changes[0]:  # lanes whose client has taken its last step; the next one gets in
-                over, done, going, following = (torch.tensor(i, dtype=torch.int64).to(task.device) for i in changes)
-                done, following = plan.who[done], plan.who[following]
-                cohort.delta[done] = y[over] - bank[cohort.at_bank[done]]
-                if cohort.last_velocity is not None and velocity is not None:
-                    cohort.last_velocity[done] = velocity[over]
-                if cohort.raw is not None and raw is not None:
-                    cohort.raw[done] = raw[over]
-                    raw[going] = 0.0
-                y[going] = bank[cohort.at_bank[following]]
-                if velocity is not None and cohort.velocity is not None:
-                    velocity[going] = cohort.velocity[following]
-                at = at.index_copy(0, going, following)
+        task, bank = cohort.task, cohort.bank
+        room = rooms.take(task, plan.chunk, width(task, cohort.local), rule_of(cohort, plan.chunk))
+        room.terms(cohort)
+        room.seat(cohort, torch.arange(plan.chunk, device=task.device), plan.job[0])
+        values = torch.zeros_like(plan.examples)  # [S, c]
+        for segment in plan.segments():
+            room.load(cohort, plan, segment)
+            for steps, change in plan.stretches(segment):
+                room.advance(steps)
+                if change is None:
+                    continue
+                put_difference(cohort.delta, change.done, room.y, change.ended, bank, cohort.at_bank[change.done])
+                if cohort.last_velocity is not None and room.velocity is not None:
+                    put(cohort.last_velocity, change.done, room.velocity, change.ended)
+                if cohort.raw is not None and room.raw is not None:
+                    put(cohort.raw, change.done, room.raw, change.ended)
+                room.seat(cohort, change.going, change.following)
+            values[segment] = room.values[: segment.stop - segment.start]
         rooms.give_back(room)
 
         sums = torch.zeros((2, len(plan.who)), dtype=task.dtype, device=task.device)
         if plan.length:
             counted = torch.stack([values * plan.examples, plan.examples]).reshape(2, -1)
-            sums.index_add_(1, plan.lanes.job.to(task.device).reshape(-1), counted)
+            sums.index_add_(1, plan.mine.reshape(-1), counted)
         cohort.loss[plan.who] = sums[0] / sums[1].clamp(min=1)
 
     def _at_start(self, task: Task, who: Tensor, work: Work) -> dict[str, Tensor]:
         """Gradient [k, P] and loss [k] of each client's whole data at its start, without dropout, as far as asked."""
         import torch
 
-        gradient = rooms.gradients(task, dropout=False)
+        gradient = gradients(task, dropout=False)
         slope = torch.zeros_like(work.start, memory_format=torch.contiguous_format)
         loss = torch.zeros(len(who), dtype=task.dtype, device=slope.device)
         sizes = [task.sizes[i] for i in who.tolist()]
@@ -218,21 +192,6 @@ class Stacked:
         return {
             name: told for name, told in (("gradient-at-start", slope), ("loss-at-start", loss)) if name in work.ask
         }
-
-
-def adjust(flat: Tensor, y: Tensor, work: Work, start: Tensor | None, local: LocalSGD, at: Tensor) -> None:
-    """Turns batch gradients [c, P] of the clients `at` [c], who began at `start` [c, P] (None: nothing pulls them
-    back), into the direction of the affine step, in place."""
-    if local.clip is not None:
-        flat *= (local.clip / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
-    if local.weight_decay:
-        flat.add_(y, alpha=local.weight_decay)
-    if not is_number(work.scale, 1.0):
-        flat *= per_client(work.scale, at)
-    if start is not None:
-        flat += per_client(work.mu, at) * (y - start)
-    if not is_number(work.shift, 0.0):
-        flat += per_client(work.shift, at)
 
 
 def choose(task: Task, local: LocalSGD, cohort: float, memory: int = 2**30) -> Stacked:

@@ -67,7 +67,7 @@ class BufferedGossip(GossipStrategy):
         return State(x, torch.zeros_like(x), torch.zeros(len(p), dtype=torch.int64, device=x.device), None, None)
 
     def send(self, s: State, who: Tensor) -> Work:
-        return begin(s, who, self.keep_momentum)
+        return begin(s, who, self.keep_momentum)._replace(start=s.x[who])  # a copy: ticks write into x
 
     def edges(self, who: Tensor) -> Edges:
         """Whose models reach whom when `who` [k] send: the neighbours, with weight 1, and diagonal the degrees [n]."""

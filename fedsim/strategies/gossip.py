@@ -18,10 +18,15 @@ def one_each(x: Tensor, p: Tensor) -> Tensor:
     return x if x.ndim == 2 else x.expand(len(p), -1).clone()
 
 
+def of(table: Tensor, who: Tensor) -> Tensor:
+    """The rows [k, P] of nodes, who ascend, in a table [n, P]; if they are all, the table itself."""
+    return table if len(who) == len(table) else table[who]
+
+
 def begin(s: Any, who: Tensor, keep_momentum: bool) -> Work:
     """What nodes are told that begin from their models x [n, P], and from the local momentum they are left with."""
-    velocity = None if s.velocity is None else s.velocity[who]
-    return Work(s.x[who], velocity=velocity, ask=frozenset({"velocity"}) if keep_momentum else frozenset())
+    velocity = None if s.velocity is None else of(s.velocity, who)
+    return Work(of(s.x, who), velocity=velocity, ask=frozenset({"velocity"}) if keep_momentum else frozenset())
 
 
 def left(s: Any, r: Round) -> Tensor | None:
@@ -36,7 +41,7 @@ def left(s: Any, r: Round) -> Tensor | None:
 
 def adapted(x: Tensor, r: Round) -> Tensor:
     """The nodes' models [n, P] after the moves of those present; a new tensor."""
-    return x.index_add(0, r.who, r.delta)
+    return x + r.delta if len(r.who) == len(x) else x.index_add(0, r.who, r.delta)
 
 
 def spread(value: Tensor, r: Round, n: int) -> Tensor:
@@ -125,4 +130,4 @@ class Corrected(Averaging):
         return Tracked(x, x.new_zeros(x.shape), key)
 
     def send(self, s: Tracked, who: Tensor) -> Work:
-        return Work(s.x[who], shift=s.c[who])
+        return Work(of(s.x, who), shift=of(s.c, who))

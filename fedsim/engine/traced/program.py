@@ -11,18 +11,20 @@ the function itself runs.
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim.engine import kernels
+from fedsim.engine.traced import kernels
+from fedsim.engine.traced.buffers import Memory, writing_to
+from fedsim.engine.traced.operators import VIEWS, alike, kind, same
+from fedsim.engine.traced.simpler import simplify
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import Node
 
-    from fedsim.engine.kernels import Call
+    from fedsim.engine.traced.kernels import Call
 
 Function = Callable[..., Sequence["Tensor"]]
 
@@ -48,7 +50,6 @@ class Program:
         self.function: Function | None = function  # None: the trace does without it, or it is lent out no more
         self.inputs, self.less = tuple(inputs), list(less)
         self.calls: list[Call] | None = None  # None: there is no trace of it
-        self.graph: Any = None  # a CUDA graph of the calls
         self.values: tuple[Tensor, ...] = ()
         before = [one.clone() for one in self.less]
         try:
@@ -61,7 +62,6 @@ class Program:
             found = [*self.less, *made.values]
             if agree(found, expected, made.exact and twin is None):
                 self.calls, self.values, self.function = made.calls, made.values, None
-                self._captured(before, expected, made.exact and twin is None)
         except Exception:  # whatever in a user's model cannot be traced; the function itself says what is wrong with it
             self.calls = None
         finally:
@@ -78,41 +78,14 @@ class Program:
             if self.less:
                 torch._foreach_sub_(self.less, list(values[: len(self.less)]))
             return values[len(self.less) :]
-        if self.graph is not None:
-            self.graph.replay()
-            return self.values
         for call, args, named in self.calls:
             call(*args, **named)
         return self.values
-
-    def _captured(self, before: list[Tensor], expected: Sequence[Tensor], exact: bool) -> None:
-        """Has a GPU remember the calls as one CUDA graph, held against the function as well."""
-        import torch
-
-        if self.inputs[0].device.type != "cuda":
-            return
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                for call, args, named in self.calls or ():
-                    call(*args, **named)
-        except RuntimeError:  # something in it cannot be captured
-            return
-        for one, old in zip(self.less, before, strict=True):
-            one.copy_(old)
-        graph.replay()
-        if agree([*self.less, *self.values], expected, exact):
-            self.graph = graph
 
 
 def agree(found: Sequence[Tensor], expected: Sequence[Tensor], exact: bool) -> bool:
     """Whether a program gives its function's values, to the last bit or but for rounding."""
     return all(map(same, found, expected)) if exact else near(found, expected, KINKS)
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, NaN included."""
-    return a.dtype == b.dtype and a.shape == b.shape and bool(alike(a, b).all())
 
 
 def near(values: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> bool:
@@ -126,11 +99,6 @@ def near(values: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float)
     off = torch.stack([torch.where(equal, 0, a - b).norm() for a, b, equal in pairs]).norm()
     size = torch.stack([torch.where(equal, 0, b).norm() for _, b, equal in pairs]).norm()
     return bool(off <= tolerance * size)
-
-
-def alike(a: Tensor, b: Tensor) -> Tensor:
-    """Where two tensors hold the same number, infinity included, or both NaN."""
-    return (a == b) | ((a != a) & (b != b))
 
 
 class Compiled(NamedTuple):
@@ -151,7 +119,7 @@ def compiled(function: Function, inputs: Sequence[Tensor], less: Sequence[Tensor
         graph.graph.eliminate_dead_code()
         pure = not any(node.op == "call_function" and kind(node) == "write" for node in graph.graph.nodes)
         if pure:
-            once(graph.graph)
+            simplify(graph.graph)
         nodes = list(graph.graph.nodes)
         given = iter(inputs)
         products = {found for one in nodes[-1].args[0][: len(less)] if (found := product(one)) is not None}
@@ -187,7 +155,7 @@ def compiled(function: Function, inputs: Sequence[Tensor], less: Sequence[Tensor
                 else:
                     way = None
                 values[node] = found
-                if pure and all(one in fixed or shape_alone(node) for one in node.all_input_nodes):
+                if pure and all(one in fixed for one in node.all_input_nodes):
                     fixed.add(node)
                 elif kind(node) == "write":
                     calls.append((target, args, named))
@@ -203,25 +171,6 @@ def compiled(function: Function, inputs: Sequence[Tensor], less: Sequence[Tensor
                         calls.append(writing_to(run, args, named, found, placed))
             memory.release(at)
     raise AssertionError("a graph ends with its output")
-
-
-def once(graph: Any) -> None:
-    """Lets nothing be computed twice: of operators that are alike, of the same values, the first stands for all."""
-    seen: dict[Any, Node] = {}
-    for node in list(graph.nodes):
-        if node.op == "call_function" and not random(node):
-            like = repr((str(node.target), node.args, node.kwargs))  # nodes as their names, which are unique
-            first = seen.setdefault(like, node)
-            if first is not node:
-                node.replace_all_uses_with(first)
-                graph.erase_node(node)
-
-
-def random(node: Node) -> bool:
-    """Whether an operator draws something."""
-    import torch
-
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def agrees(found: Any, expected: Any) -> bool:
@@ -286,12 +235,6 @@ def ends_in_relu(node: Node) -> bool:
     )  # fmt: skip
 
 
-VIEWS = {  # operators on what is nobody else's that do as well as views of it
-    "aten._unsafe_view.default": "view", "aten.unsqueeze_.default": "unsqueeze", "aten.squeeze_.default": "squeeze",
-    "aten.t_.default": "t",
-}  # fmt: skip
-
-
 def viewable(tensor: Tensor, shape: Sequence[int]) -> bool:
     """Whether a tensor can be looked at in another shape without being copied."""
     try:
@@ -299,115 +242,3 @@ def viewable(tensor: Tensor, shape: Sequence[int]) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def kind(node: Node) -> str:
-    """What an operator does: "view" of its first argument's memory, "write" into it, "identity", or "compute"."""
-    target: Any = node.target
-    name = str(target)
-    if target is operator.getitem or name in VIEWS:
-        return "view"
-    if name == "aten.mul.Scalar" and node.args[1] == 1:
-        return "identity"
-    taken, returned = target._schema.arguments, target._schema.returns
-    if any(argument.alias_info is not None and argument.alias_info.is_write for argument in taken):
-        return "write"
-    return "view" if returned and returned[0].alias_info is not None else "compute"
-
-
-def shape_alone(node: Node) -> bool:
-    """Whether an operator asks only for its argument's shape."""
-    return str(node.target) in ("aten.ones_like.default", "aten.zeros_like.default", "aten.full_like.default")
-
-
-class Memory:
-    """Buffers for what operators compute, each free for another when nothing that looks into it is needed any more."""
-
-    def __init__(self, nodes: Sequence[Node], last_of_all: set[Node]) -> None:
-        """`last_of_all` are computed when everything else has been."""
-        self._root: dict[Node, Node] = {}  # whose memory a node looks into
-        last: dict[Node, int] = {}
-        for at, node in enumerate(nodes):
-            shares = node.op == "call_function" and kind(node) != "compute" and isinstance(node.args[0], type(node))
-            self._root[node] = self._root[node.args[0]] if shares else node  # type: ignore[index]
-            for other in node.all_input_nodes:
-                never = node.op == "output" or node in last_of_all  # values are not let go
-                last[self._root[other]] = len(nodes) if never else max(at, last.get(self._root[other], at))
-        self._ends: dict[int, list[Node]] = {}
-        for node, at in last.items():
-            self._ends.setdefault(at, []).append(node)
-        self._blocks: dict[Node, list[Tensor]] = {}
-        self._free: list[Tensor] = []
-
-    def place(self, node: Node, found: Any) -> Any:
-        """A buffer like each tensor found, holding the same."""
-        many = isinstance(found, (tuple, list))
-        placed = [None if one is None else self._buffer(node, one) for one in (found if many else [found])]
-        return placed if many else placed[0]
-
-    def release(self, at: int) -> None:
-        """Operator number `at` has been called: what only it was waiting for is free."""
-        for node in self._ends.get(at, ()):
-            self._free += self._blocks.pop(node, [])
-
-    def _buffer(self, node: Node, like: Tensor) -> Tensor:
-        import torch
-
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
-        stride = like.stride() if extent == like.numel() else torch.empty(like.shape, device="meta").stride()
-        size = max(like.numel() * like.element_size(), 1)
-        fitting = [block for block in self._free if size <= block.numel() <= 2 * size and block.device == like.device]
-        if fitting:
-            block = min(fitting, key=torch.Tensor.numel)
-            self._free = [other for other in self._free if other is not block]
-        else:
-            block = torch.empty(-(-size // 64) * 64, dtype=torch.uint8, device=like.device)
-        self._blocks.setdefault(node, []).append(block)
-        flat = block[: like.numel() * like.element_size()].view(like.dtype)
-        return flat.as_strided(like.shape, stride).copy_(like)
-
-
-def writing_to(target: Any, args: Any, named: dict[str, Any], found: Any, placed: Any) -> Call:
-    """The call that writes an operator's value to its buffers: by its out= form where it has one that does."""
-    name = str(target)
-    if name == "aten.clone.default" or (name == "aten._to_copy.default" and set(named) <= {"dtype"}):
-        return (placed.copy_, (args[0],), {})
-    many = isinstance(found, (tuple, list))
-    buffers, values = (list(placed), list(found)) if many else ([placed], [found])
-    form = out_form(target) if hasattr(target, "overloadpacket") else None
-    if form is not None and all(buffer is not None for buffer in buffers):
-        overload, outs = form
-        taken = {argument.name for argument in overload._schema.arguments}
-        named_too = {k: v for k, v in named.items() if k in taken} | dict(zip(outs, buffers, strict=True))
-        try:
-            overload(*args, **named_too)
-            if all(map(same, buffers, values)):
-                return (overload, args, named_too)
-        except (RuntimeError, TypeError):
-            pass
-        for buffer, value in zip(buffers, values, strict=True):
-            buffer.copy_(value)
-
-    def copied(*args: Any, **named: Any) -> None:
-        out = target(*args, **named)
-        for buffer, value in zip(buffers, out if many else [out], strict=True):
-            if buffer is not None:
-                buffer.copy_(value)
-
-    return (copied, args, named)
-
-
-IGNORED = ("dtype", "layout", "device", "pin_memory")  # an out= form has these from its buffer
-
-
-def out_form(target: Any) -> tuple[Any, list[str]] | None:
-    """The overload of an operator that writes to given tensors, and what it calls them."""
-    packet = target.overloadpacket
-    wanted = [(a.name, str(a.type)) for a in target._schema.arguments if a.name not in IGNORED]
-    for overload in (getattr(packet, name) for name in packet.overloads()):
-        arguments = overload._schema.arguments
-        outs = [a.name for a in arguments if a.is_out]
-        taken = [(a.name, str(a.type)) for a in arguments if not a.is_out and a.name not in IGNORED]
-        if outs and len(outs) == len(target._schema.returns) and taken == wanted:
-            return overload, outs
-    return None

@@ -19,7 +19,8 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 HEAVY = 1_500_000  # multiplications in a product of matrices from which oneDNN is worth its 10 microseconds a call
 NARROW = 16  # columns below which a product is faster computed as its transpose
-SHORT = 32  # classes up to which log-softmax is faster as exponentials and sums
+SHORT = 32  # classes up to which log-softmax is faster across examples than along classes,
+MANY = 512  # for so many numbers
 
 
 class Way(NamedTuple):
@@ -196,8 +197,19 @@ def pooled_back(g: Tensor, x: Tensor, *rest: Any) -> Way | None:
 
 
 def few(x: Tensor, dim: int) -> bool:
-    """Whether torch's own log-softmax, which goes over the classes one by one, is slower than a handful of calls."""
-    return dim % x.ndim == x.ndim - 1 and x.shape[-1] <= SHORT and x.numel() >= SHORT * 50
+    """Whether classes are so few that torch, which takes them in one by one where they lie side by side, is faster with
+    the examples side by side."""
+    return x.ndim in (2, 3) and dim % x.ndim == x.ndim - 1 and x.shape[-1] <= SHORT and x.numel() >= MANY
+
+
+def turned(x: Tensor) -> tuple[Tensor, list[Call]]:
+    """A tensor [..., b, C] with its last two axes exchanged, [..., C, b] and contiguous, and the calls to make it."""
+    import torch
+
+    if x.mT.is_contiguous():
+        return x.mT, []
+    made = x.new_empty(x.mT.shape)
+    return made, [(torch.ops.aten.copy_.default, (made, x.mT), {})]
 
 
 def log_softmax(x: Tensor, dim: int, half: bool) -> Way | None:
@@ -206,20 +218,13 @@ def log_softmax(x: Tensor, dim: int, half: bool) -> Way | None:
 
     if not few(x, dim) or half:
         return None
-    aten = torch.ops.aten
+    aten = torch.ops.aten._log_softmax
 
     def into(buffer: Tensor, args: tuple[Any, ...]) -> list[Call]:
-        one, all = x.new_empty((*x.shape[:-1], 1)), torch.empty_like(buffer)
-        return [
-            (aten.amax.out, (args[0], [-1], True), {"out": one}),
-            (aten.sub.out, (args[0], one), {"out": buffer}),
-            (aten.exp.out, (buffer,), {"out": all}),
-            (aten.sum.IntList_out, (all, [-1], True), {"out": one}),
-            (aten.log.out, (one,), {"out": one}),
-            (aten.sub.out, (buffer, one), {"out": buffer}),
-        ]
+        across, calls = turned(args[0])
+        return [*calls, (aten.out, (across, x.ndim - 2, False), {"out": buffer.mT})]
 
-    return Way(lambda x, *_: torch.log_softmax(x, -1), into)
+    return Way(lambda x, *_: aten.default(x.mT.contiguous(), x.ndim - 2, False).mT, into)
 
 
 def log_softmax_back(g: Tensor, value: Tensor, dim: int, dtype: Any) -> Way | None:
@@ -228,18 +233,13 @@ def log_softmax_back(g: Tensor, value: Tensor, dim: int, dtype: Any) -> Way | No
 
     if not few(g, dim) or dtype != g.dtype:
         return None
-    aten = torch.ops.aten
+    aten = torch.ops.aten._log_softmax_backward_data
 
     def into(buffer: Tensor, args: tuple[Any, ...]) -> list[Call]:
-        one, all = g.new_empty((*g.shape[:-1], 1)), torch.empty_like(buffer)
-        return [
-            (aten.exp.out, (args[1],), {"out": all}),
-            (aten.sum.IntList_out, (args[0], [-1], True), {"out": one}),
-            (aten.mul.out, (all, one), {"out": all}),
-            (aten.sub.out, (args[0], all), {"out": buffer}),
-        ]
+        (slope, first), (across, second) = turned(args[0]), turned(args[1])
+        return [*first, *second, (aten.out, (slope, across, g.ndim - 2, dtype), {"out": buffer.mT})]
 
-    return Way(lambda g, value, *_: g - value.exp() * g.sum(-1, True), into)
+    return Way(lambda g, v, *_: aten.default(g.mT.contiguous(), v.mT.contiguous(), g.ndim - 2, dtype).mT, into)
 
 
 WAYS: dict[str, Callable[..., Way | None]] = {
