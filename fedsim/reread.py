@@ -27,11 +27,17 @@ def spoilt(path: Path, what: object) -> ValueError:
 
 
 def text(path: Path) -> str:
-    """A file's text. Raises ValueError for one that is none; OSError."""
+    """A file's text. Raises ValueError for one that is none; OSError, one line, where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise spoilt(path, f"byte {error.start} is no text") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is not there: put back a copy of it, or run the experiment anew") from None
+    except OSError as error:
+        raise OSError(
+            f"cannot read {path}: {error.strerror or error}; see that it is a file, and yours to read"
+        ) from None
 
 
 # Tables --------------------------------------------------------------------------------------------------------------

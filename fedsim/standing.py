@@ -156,7 +156,10 @@ class Saved:
             whole = json.loads(path.read_text(encoding="utf-8"))
             content = whole["content"]
             if content["format"] not in range(1, FORMAT + 1):
-                raise ValueError(f"{path} has checkpoint format {content['format']}, this fedsim reads 1 to {FORMAT}")
+                found = content["format"]
+                raise ValueError(
+                    f"{path} has checkpoint format {found}, this fedsim reads 1 to {FORMAT}: use a newer one"
+                )
             if whole["sha256"] != _text_digest(json.dumps(content)):
                 raise KeyError
             self._runs = {(run["strategy"], run["seed"]): run for run in content["runs"]}
@@ -248,7 +251,7 @@ def _numbers(folder: Path) -> Iterator[int]:
     """The numbers of a folder's checkpoints."""
     if folder.is_dir():
         for path in folder.iterdir():
-            if re.fullmatch(r"\d{6,}\.json", path.name):
+            if re.fullmatch(r"\d{6,}\.json", path.name) and path.is_file():
                 yield int(path.stem)
 
 

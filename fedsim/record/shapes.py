@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -40,7 +40,7 @@ class Harm(Shape):
 class Clients(Shape):
     """How the clients of a run fare, in short."""
 
-    on: str | None = None
+    on: Literal["held-out", "training"] | None = None
     clients: Count = 0
     unmeasured: Count = 0
     listed: bool = False
