@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import re
 import shutil
 import sys
@@ -125,6 +126,23 @@ def test_what_is_no_text_is_told(run: Path) -> None:
         read_metrics(run)
 
 
+@pytest.mark.parametrize(("name", "read"), [("metrics.csv", read_metrics), ("result.json", read_result)])
+def test_what_is_not_there_or_no_file_is_told(name: str, read: Callable[[Path], Any], run: Path) -> None:
+    (run / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"run/{re.escape(name)} is not there: {MEND[:20]}"):
+        read(run)
+    (run / name).mkdir()
+    with pytest.raises(OSError, match=rf"cannot read .*run/{re.escape(name)}: Is a directory; see that it is a file"):
+        read(run)
+
+
+def test_a_folder_in_a_checkpoints_place_is_none(run: Path) -> None:
+    path = run / "checkpoints" / "000001.json"
+    path.unlink()
+    path.mkdir()
+    assert standing.latest(run) == (None, [])
+
+
 def again(run: Path) -> None:
     """Takes the run up where it was saved."""
     saved, wrong = standing.latest(run)
@@ -217,3 +235,12 @@ def test_numbers_are_read_as_they_are_written() -> None:
     for cell in ("", "1.0", "+1", "1" * 20, "٣", "--1", "1e3"):
         with pytest.raises(ValueError, match=r"^$"):
             reread.whole(cell)
+
+
+def test_what_the_fuzzer_found_is_committed() -> None:
+    """Of every target, and no fault."""
+    fuzz = sys.modules.get("fuzz") or load("fuzz")
+    found = json.loads((BENCHMARKS / "results" / "fuzz.json").read_text())["targets"]
+    assert [one["target"] for one in found] == list(fuzz.TARGETS)
+    assert all(one["inputs"] >= 1000 and not one["faults"] for one in found)
+    assert all(one["read"] + one["refused"] == one["inputs"] for one in found)

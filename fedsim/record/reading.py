@@ -37,7 +37,7 @@ def metric_lines(folder: Path) -> dict[tuple[str, int, int], bytes]:
     """The lines of metrics.csv by evaluation (strategy, seed, round), as they stand there. Raises ValueError where the
     file is damaged."""
     path = folder / "metrics.csv"
-    columns = dict(zip(COLUMNS, (reread.label, reread.whole, reread.count, str, str), strict=True))
+    columns = dict(zip(COLUMNS, (reread.label, reread.whole, reread.count, reread.label, reread.label), strict=True))
     found: dict[tuple[str, int, int], bytes] = {}
     for line, (strategy, seed, round, *_) in reread.table(path, columns):
         where = (strategy, seed, round)
