@@ -12,17 +12,19 @@ thread. `large pages` is the same in a process whose torch asks for pages of 2 M
 
     python benchmarks/aggregation.py        # two minutes; results/aggregation.json
 
-On two cores of an AMD EPYC shared with other work (load 7), where memory is copied at 35 to 38 GB/s:
+On two cores of an AMD EPYC shared with other work (load 10), where memory is copied at 34 to 38 GB/s:
 
     |                        | as it comes: ms | of a pass | large pages: ms | of a pass | of its traffic |
-    | FedVARP                |             276 |       5.3 |             234 |       4.7 |                |
-    | FedStale               |             297 |       5.6 |             394 |       7.4 |                |
-    | mixing, ring           |             163 |       9.0 |              34 |       2.0 |            1.0 |
-    | mixing, random 4-reg.  |             213 |      11.8 |              69 |       4.1 |            1.4 |
+    | FedVARP                |             136 |       2.4 |              93 |       1.8 |                |
+    | FedStale               |             171 |       3.1 |             108 |       2.1 |                |
+    | mixing, ring           |             164 |       9.1 |              33 |       1.9 |            1.0 |
+    | mixing, random 4-reg.  |             220 |      12.3 |              68 |       4.0 |            1.3 |
 
 Mixing is what memory allows once pages are large; as it comes, most of its time goes into new memory for its result.
-The strategies miss the factor of 2 that was aimed at: their time is arithmetic. The running mean is kept in float64, so
-every number is widened once as it comes in and once as it goes out, and each time multiplied by two weights.
+The strategies read moves and rows once for their sums and the moves once more to write them, four times k P numbers
+where three must be; the running mean is summed anew every fifty rounds or so, which takes 190 ms and is not in the
+table. FedStale's weights are no multiples of the mean's, so it takes two sums of each and stays just above the 2 that
+were aimed at.
 """
 
 from __future__ import annotations

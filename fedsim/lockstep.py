@@ -104,10 +104,13 @@ def _train(
         said: Step | Job | Exception
         try:
             said = answer if isinstance(answer, Exception) else runs[name].send(answer)
+            while isinstance(said, Job):  # it had a question before: now it trains, by itself
+                ((answer, more),) = answers([said], engine, together)
+                training, clock = training + more, clock + more
+                said = answer if isinstance(answer, Exception) else runs[name].send(answer)
         except ValueError as error:
             said = error
         del answer
-        assert not isinstance(said, Job)  # a round asks once
         turn = Turn(said, training, before + time.perf_counter() - clock)
         del said
         yield name, turn

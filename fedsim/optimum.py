@@ -140,7 +140,8 @@ def drifted(
     sent = strategy.send(state, who.to(task.device))
     work = Work(sent.start, sent.shift, sent.scale, sent.mu, against=sent.against)
     work = work._replace(**{
-        name: value.to(torch.float64) for name in ("shift", "scale") if hasattr(value := getattr(work, name), "to")
+        name: value.to(torch.float64)
+        for name in ("shift", "scale", "mu", "against") if hasattr(value := getattr(work, name), "to")
     })  # fmt: skip
     engine, keys = Stacked(chunk=LANES), torch.zeros(task.n, dtype=torch.int64, device=task.device)
 

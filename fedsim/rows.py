@@ -4,6 +4,12 @@ FedVARP's h, MIFA's G and SCAFFOLD's c_i live here. A round costs O(k P) and the
 weighted mean of all rows, absent ones counted as 0, is kept up to date in float64: after many writes it is off by about
 1e-16 of the largest values that were ever in it, times the square root of their number.
 
+Rounds whose rows are more than caches hold are summed in float32 where they are float32 in host memory (`rowsums`): as
+fast as memory is read, where float64 takes several times as long. So that the mean does not wander off, its value in
+float64 is kept for a thousand columns, evenly spread. Where it is off there by more than a millionth of
+sqrt(sum_i p_i² rows_i²), root mean square, all rows are summed anew in float64: with 100 of 300 clients a round about
+every fifty rounds, and the seldomer the more clients there are.
+
 In host memory address space is set aside for all n rows and taken as rows are written, so a table grows in place. A
 GPU's memory cannot be: there it grows by half, and old and new lie side by side for a moment. The rows lie on the
 training device while they fit there, and in host memory from the moment they do not. The k rows of a round then travel,
@@ -17,6 +23,8 @@ import mmap
 import sys
 from typing import TYPE_CHECKING, Any
 
+from fedsim import rowsums
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -25,6 +33,8 @@ BLOCK = 1024  # rows that travel at once when all of them have to
 PIECE = {"cpu": 2**19, "cuda": 2**24}  # numbers of a cohort's rows that are worked on at once: what caches hold
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python names it since 3.13
 EVERYTHING = slice(None)
+WITNESSES = 1024  # columns whose mean is kept in float64 throughout
+TOLERANCE = 1e-6  # how far off the mean may be there, of the size of a sum of such rows with signs at random
 WIDE = 2**15  # columns of them, and more where all columns are few: pages of memory are not left too soon
 
 
@@ -83,6 +93,7 @@ class Rows:
     used: Tensor  # []          how many of them are in use
     total: Tensor  # [P]         sum_i p_i rows_i, float64
     bound: int  #             host's upper bound on `used`, so that growing seldom asks the device
+    witness: Tensor  # [about WITNESSES]  total, of every so many columns, as float64 has it
     host: bool  #             whether the rows had to go to host memory; they do not come back
 
     def __init__(self, p: Tensor, x: Tensor) -> None:
@@ -95,6 +106,8 @@ class Rows:
         self._whole = self.table  # all the memory there is, rows yet to come included
         self.used = torch.zeros((), dtype=torch.int64, device=x.device)
         self.total = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
+        self._columns = slice(None, None, -(-x.shape[-1] // WITNESSES) or 1)
+        self.witness = self.total[self._columns].clone()
         self.bound = 0
         self.host = False
 
@@ -137,15 +150,22 @@ class Rows:
 
         k, size = len(who), self.table.shape[1]
         weight = torch.cat([w, self.p[who][None]])
-        new, old = (torch.zeros((len(w), size), dtype=torch.float64, device=self.total.device) for _ in range(2))
-        if not k:
-            return new, old
         self._reserve(k)
         known = self.slot[who]
         unknown = known < 0
         slot = torch.where(unknown, self.used + torch.cumsum(unknown, 0) - 1, known)
         self.slot[who] = slot
         self.used = self.used + unknown.sum()
+        if k * size > PIECE["cpu"] and rowsums.suits(self.table) and rowsums.suits(values):
+            new, old = self._sum_long(known + 1, values.contiguous(), weight)
+            rowsums.write(self.table, slot + 1, values)
+            if self._strays(values, weight[-1]):
+                self.reweigh(self.p)
+            return new, old
+        new, old = (torch.zeros((len(w), size), dtype=torch.float64, device=self.total.device) for _ in range(2))
+        if not k:
+            return new, old
+        before = self.total[self._columns].clone()
         # by pieces that caches hold: what lies between is float64
         kind = self.total.device.type
         piece = PIECE.get(kind, PIECE["cuda"])
@@ -163,8 +183,24 @@ class Rows:
                 new[:, columns] += sums[:-1]
                 old[:, columns] += gone[:-1]
                 self.total[columns] += sums[-1] - gone[-1]
+        self.witness += self.total[self._columns] - before
         self._write(slot + 1, values)
         return new, old
+
+    def _sum_long(self, place: Tensor, values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums of `_replace` in float32, of what is to come [k, P] and of what is there."""
+        import torch
+
+        found = rowsums.exchanged(values, self.table, place, weight, self.total)
+        gone = self.table[:, self._columns].index_select(0, place)
+        self.witness += weight[-1] @ (values[:, self._columns].to(torch.float64) - gone)
+        return found
+
+    def _strays(self, values: Tensor, p: Tensor) -> bool:
+        """Whether the mean is too far off where it is known better, beside rows like these [k, P] of weights p [k]."""
+        fair = (p.square() @ values[:, self._columns].to(p.dtype).square()).mean() * (self.used / len(p))
+        off = (self.total[self._columns] - self.witness).square().mean()
+        return bool(off > TOLERANCE**2 * fair)
 
     def _read(self, place: Tensor, columns: slice = EVERYTHING) -> Tensor:
         """Rows of the table [k, ...], or columns of them, on the training device."""
@@ -231,12 +267,18 @@ class Rows:
 
         self.p = p.to(device=self.total.device, dtype=torch.float64)
         self.total = torch.zeros_like(self.total)
-        used = int(self.used)
+        used, size = int(self.used), len(self.total)
         weight = self.p.new_zeros(used + 1)
         weight[self.slot] = self.p  # of each stored row; those without one share the last place, which nobody reads
-        for first in range(0, used, BLOCK):
-            last = min(first + BLOCK, used)
-            self.total += weight[first:last] @ self.data[first:last].to(self.total.device).to(torch.float64)
+        on_cpu = self.total.device.type == "cpu"
+        wide, tall = (min(size, WIDE), PIECE["cpu"] // WIDE) if on_cpu else (size, BLOCK)
+        for left in range(0, size, wide):
+            columns = slice(left, min(left + wide, size))
+            for top in range(0, used, tall):
+                rows = slice(top, min(top + tall, used))
+                there = self.data[rows, columns].to(self.total.device)
+                self.total[columns] += weight[rows] @ there.to(torch.float64)
+        self.witness = self.total[self._columns].clone()
 
     def dense(self) -> Tensor:
         """The whole table [n, P]: for tests and small problems."""
@@ -252,6 +294,7 @@ class Rows:
             "data": self.data[: int(self.used)],
             "used": self.used,
             "total": self.total,
+            "witness": self.witness,
         }
 
     def restored(self, tensors: dict[str, Tensor]) -> Rows:
@@ -260,6 +303,8 @@ class Rows:
         rows = Rows(self.p, self.mean)
         for name in ("p", "slot", "used", "total"):
             setattr(rows, name, tensors[name].to(self.total.device, copy=True))
+        known = tensors.get("witness", rows.total[rows._columns])  # checkpoints of fedsim 0.1 have none
+        rows.witness = known.to(self.total.device, copy=True)
         rows.host = self.host
         data = tensors["data"]
         if len(data):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedsim.engine import Answer, Engine
     from fedsim.local import LocalSGD
     from fedsim.participation import Row, Schedule
+    from fedsim.strategy import Work
     from fedsim.task import Task
 
 
@@ -151,18 +152,20 @@ def play(
 ) -> tuple[Any, Round]:
     """One round by itself: the next state, and what reached the strategy."""
     asking = turn(task, strategy, local, row, state, t, seed)
+    answer: Answer | None = None
     try:
-        asking.send(engine(*next(asking)))
+        while True:
+            answer = engine(*asking.send(answer))
     except StopIteration as over:
         found: tuple[Any, Round] = over.value
         return found
-    raise AssertionError("a round asks once")
 
 
 def turn(
     task: Task, strategy: Strategy, local: LocalSGD, row: Row, state: Any, t: int, seed: int
 ) -> Generator[Job, Answer | None, tuple[Any, Round]]:
-    """One round: who is there -> where they start -> train -> what to make of their moves."""
+    """One round: who is there -> what they are asked, if anything -> where they start -> train -> what to make of their
+    moves."""
     import torch
 
     device = task.device
@@ -185,23 +188,36 @@ def turn(
     heard = effort > 0  # who drops out is never heard
     who, effort, chance = who[heard], effort[heard], None if chance is None else chance[heard].to(device)
     there = who.to(device)
+    lr, keys = local.lr_at(t), keyed.fold(seed, "client", t, there)
+
+    def reached(work: Work, answer: Answer) -> Round:
+        """What reaches the strategy of an answer; who did not answer was absent."""
+        round = Round(
+            t, answer.who.to(device), work.start, answer.delta, answer.span, answer.loss, available, lr, None,
+            answer.told, chance, None if bool((effort == 1).all()) else effort.to(device),
+        )  # fmt: skip
+        if len(answer.who) == len(who):
+            return round
+        answered = torch.isin(who, answer.who).to(device)
+        return round._replace(
+            start=work.start[answered],
+            chance=None if chance is None else chance[answered],
+            effort=None if round.effort is None else round.effort[answered],
+        )
+
+    question = strategy.survey(state, there) if len(who) else None
+    if question is not None:
+        answer = yield Job(task, who, question, keys, local, t, torch.zeros(len(who)))
+        assert answer is not None
+        state = strategy.surveyed(state, reached(question, answer))
     work = strategy.send(state, there)
-    lr = local.lr_at(t)
     if not len(who):
         nothing = work.start.new_zeros(0)
         round = Round(t, there, work.start, work.start.clone(), nothing, nothing, available, lr, chance=chance)
         return strategy.step(state, round), round
-    answer = yield Job(task, who, work, keyed.fold(seed, "client", t, there), local, t, effort)
+    answer = yield Job(task, who, work, keys, local, t, effort)
     assert answer is not None
-    start, done = work.start, None if bool((effort == 1).all()) else effort.to(device)
-    if len(answer.who) < len(who):  # who did not answer was absent
-        there = answer.who.to(device)
-        answered = torch.isin(who, answer.who).to(device)
-        start, chance = start[answered], None if chance is None else chance[answered]
-        done = None if done is None else done[answered]
-    round = Round(
-        t, there, start, answer.delta, answer.span, answer.loss, available, lr, None, answer.told, chance, done
-    )
+    round = reached(work, answer)
     return strategy.step(state, round), round
 
 

@@ -28,6 +28,14 @@ CLIPPED = "{} needs delta = -span * mean gradient, which clipping breaks: leave 
 EXTRAS = frozenset({"gradient-at-start", "loss-at-start", "mean-gradient", "velocity"})
 
 
+class Phase(NamedTuple):
+    """A part of a client's turn, in which some parameters stand still: no step, no decay, their momentum waits."""
+
+    share: float  # of the client's steps, rounded down; the last phase has the rest
+    free: Tensor  # [P]  bool: which parameters move
+    counts: bool = True  # whether its steps are those of `Round.span` and of the mean gradient
+
+
 class Work(NamedTuple):
     """What the present clients are told. A client takes the steps
 
@@ -36,12 +44,14 @@ class Work(NamedTuple):
 
     start: Tensor  # [k, P]  where each begins
     shift: Tensor | float = 0.0  # [k, P]  added to every local gradient (SCAFFOLD, FedDyn, tracking); broadcasts
-    scale: Tensor | float = 1.0  #         multiplies every local gradient (FedAvg-M, SCAFFOLD-M); [k, 1] or a number
-    mu: float = 0.0  #         pull towards start (FedProx, FedDyn)
+    scale: Tensor | float = 1.0  #         multiplies every local gradient (FedAvg-M, SCAFFOLD-M); a number
+    #        or [k, 1]; or for each parameter (Mime with Adam) [k, P] or [1, P]
+    mu: Tensor | float = 0.0  #         pull towards start (FedProx, FedDyn); [k, 1] or a number
     velocity: Tensor | None = None  # [k, P]  local momentum kept across rounds (gossip with momentum)
     ask: frozenset[str] = frozenset()  # extras to report, of EXTRAS
     other: Tensor | None = None  # [k, P]  a second point, which stays where it is (FedAvg-M-VR); twice the gradients
-    against: float = 0.0  #         how much the gradient there, on the same minibatch, counts against the first
+    against: Tensor | float = 0.0  # how much the gradient there, on the same minibatch, counts against the first
+    phases: tuple[Phase, ...] = ()  # one after the other (FedRep); none: all parameters move in all steps
 
 
 class Round(NamedTuple):
@@ -109,6 +119,15 @@ class Strategy(ABC):
     def pick(self, state: Any, available: Tensor, chosen: Tensor) -> Tensor:
         """Who is asked to train [k], out of the available [m]; by default whom the schedule chose."""
         return chosen
+
+    def survey(self, state: Any, who: Tensor) -> Work | None:
+        """What the clients `who` [k] are asked before they are told anything: its `ask`, at its `start`. None: nothing.
+        Nobody trains for that; the answers come to `surveyed`. Reads the state only."""
+        return None
+
+    def surveyed(self, state: Any, round: Round) -> Any:
+        """The state that `send` is given, from one and the answers to `survey` in round.told. Consumes the state."""
+        return state
 
     @abstractmethod
     def send(self, state: Any, who: Tensor) -> Work:
@@ -238,6 +257,12 @@ class Wrapper(Strategy):
 
     def pick(self, state: Any, available: Tensor, chosen: Tensor) -> Tensor:
         return self.inner.pick(self.within(state), available, chosen)
+
+    def survey(self, state: Any, who: Tensor) -> Work | None:
+        return self.inner.survey(self.within(state), who)
+
+    def surveyed(self, state: Any, round: Round) -> Any:
+        return state._replace(inner=self.inner.surveyed(self.within(state), round))
 
     def send(self, state: Any, who: Tensor) -> Work:
         return self.inner.send(self.within(state), who)

@@ -87,7 +87,8 @@ def real(strategy: Strategy, engine: Any, schedule: Schedule = SCHEDULE) -> Tens
     """The same through the real loop and engine."""
     from fedsim import simulation
 
-    state = simulation.prepare(strategy, TASK, schedule).init(torch.zeros(P, dtype=F64), TASK.weights("uniform"), 7)
+    p = SHARES if getattr(strategy, "by_weight", False) else TASK.weights("uniform")
+    state = simulation.prepare(strategy, TASK, schedule).init(torch.zeros(P, dtype=F64), p, 7)
     return torch.stack([s.model.clone() for s in simulate(TASK, strategy, schedule, LOCAL, engine=engine, state=state)])
 
 
@@ -137,6 +138,28 @@ def fednova(lr: float, miss: str = "") -> Rule:
         d = [-walk(i, x, K, lambda y, i=i: slope(i, y))[0] / (LR * K) for i, K in there]
         tau = FULL if miss == "full work" else sum(K for _, K in there) / len(there)
         return x - lr * tau * LR * torch.stack(d).mean(0)
+
+    return rule
+
+
+SHARES = torch.tensor([1.0, 4.0, 2.0, 2.0, 1.0], dtype=F64) / 10  # of the data
+
+
+def feddyn_by_weight(alpha: float, miss: str = "") -> Rule:
+    """The authors' code: plain sums of moves, α divided by the share times n, weight decay and a slope as the pull."""
+    moved = torch.zeros(N, P, dtype=F64)
+
+    def rule(x: Tensor, there: There) -> Tensor:
+        shares = torch.full((N,), 1 / N, dtype=F64) if miss == "one alpha" else SHARES
+        each = alpha / (N * shares)
+        if miss == "multiplies":
+            each = alpha * N * shares
+        ends = [
+            x + walk(i, x, K, lambda y, i=i: slope(i, y) + each[i] * y + each[i] * (moved[i] - x))[0] for i, K in there
+        ]
+        for (i, _), end in zip(there, ends, strict=True):
+            moved[i] += (end - x) * (each[i] / alpha if miss == "scales the history" else 1.0)
+        return torch.stack(ends).mean(0) + (SHARES @ moved if miss == "weighs twice" else moved.mean(0))
 
     return rule
 
@@ -211,6 +234,7 @@ PAIRS: dict[str, tuple[Strategy, Callable[..., Rule]]] = {
     "FedNova": (FedNova(), lambda **k: fednova(1.0, **k)),
     "FedNova lr": (FedNova(lr=0.5), lambda **k: fednova(0.5, **k)),
     "FedDyn": (FedDyn(alpha=0.5), lambda **k: feddyn(0.5, **k)),
+    "FedDyn by weight": (FedDyn(alpha=0.5, by_weight=True), lambda **k: feddyn_by_weight(0.5, **k)),
     "MimeLite": (MimeLite(), lambda **k: mimelite(0.9, 1.0, **k)),
     "MimeLite lr": (MimeLite(lr=0.5, momentum=0.4), lambda **k: mimelite(0.4, 0.5, **k)),
 }  # fmt: skip
@@ -238,6 +262,10 @@ def test_it_is_its_twin_through_the_real_engines(which: str, engine: Any) -> Non
         ("FedNova", "full work"),
         ("FedDyn", "divides by those present"),
         ("FedDyn", "leaves out h"),
+        ("FedDyn by weight", "one alpha"),
+        ("FedDyn by weight", "multiplies"),
+        ("FedDyn by weight", "scales the history"),
+        ("FedDyn by weight", "weighs twice"),
         ("MimeLite", "gradients on the way"),
     ],
 )
@@ -416,6 +444,26 @@ def test_feddyn_reaches_the_true_optimum(alpha: float) -> None:
     assert state.lam.mean.abs().item() < 1e-8
 
 
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_feddyn_by_weight_reaches_the_optimum_of_the_weighted_objective(alpha: float) -> None:
+    """Σ_i p_i ∇F_i(x) = 0, where one α for all stays with Σ_i ∇F_i(x) = 0."""
+    p = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=F64)
+    run: dict[str, Any] = {"n": 4, "x": torch.zeros(1, dtype=F64), "p": p, "local": FIVE}
+    optimum = float((p[:, None] * A4 * B4).sum() / (p[:, None] * A4).sum())
+    assert abs(optimum - 1.5) > 0.3
+    state = last(FedDyn(alpha, by_weight=True), Honest(A4, B4), two_of_four(2500), **run)
+    assert state.x.item() == pytest.approx(optimum, abs=1e-7)
+    close(state.lam.dense(), A4 * (optimum - B4), 1e-6)
+    plain = last(FedDyn(alpha), Honest(A4, B4), two_of_four(2500), **(run | {"x": torch.zeros(1, dtype=F64)}))
+    assert plain.x.item() == pytest.approx(1.5, abs=1e-7)
+
+
+def test_feddyn_by_weight_is_feddyn_where_all_weigh_the_same() -> None:
+    run: dict[str, Any] = {"n": 4, "x": torch.ones(1, dtype=F64), "local": FIVE}
+    one, two = (models(FedDyn(0.5, by_weight=b), Honest(A4, B4), two_of_four(30), **run) for b in (True, False))
+    close(one, two, 1e-12)
+
+
 def test_feddyns_gradients_are_those_at_the_local_minimum() -> None:
     """λ_i <- λ_i − α Δ_i is ∇F_i at where the client ended, if it minimised exactly."""
     exact = LocalSGD(lr=0.1, steps=600, batch=None)
@@ -545,6 +593,7 @@ def test_traffic(strategy: Strategy, up: int, down: int) -> None:
         (lambda: SCAFFOLDMVR(beta=0.0), "beta must be above 0 and at most 1"),
         (lambda: MimeLite(momentum=1.0), "momentum must be at least 0 .* below 1"),
         (lambda: FedDyn(alpha=0.0), "alpha must be positive"),
+        (lambda: FedDyn(by_weight=True).init(torch.zeros(2), torch.tensor([0.0, 1.0])), "one of them weighs 0"),  # type: ignore[return-value]
         (lambda: SCAFFOLD(option="III"), "option must be I or II, got 'III'"),  # type: ignore[arg-type]
         (lambda: SCAFFOLD(option="I", shortcut=True), "shortcut needs option II"),
         (lambda: FedProx(mu=-1.0), "mu must not be negative"),

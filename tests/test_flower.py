@@ -33,7 +33,9 @@ from fedsim.strategies import (
     FedAU,
     FedAvg,
     FedAvgM,
+    FedDyn,
     FedProx,
+    FedRep,
     FedStale,
     FedVARP,
     FedYogi,
@@ -182,6 +184,8 @@ STRATEGIES = [
     SCAFFOLDM(beta=0.5),
     SCAFFOLDMVR(beta=0.5),
     MimeLite(),
+    FedDyn(alpha=0.3, by_weight=True),
+    MimeLite(base="adam"),
     FedProx(mu=0.3),
     FedProx(inner=FedAdam(inner=MIFA())),
     FedAdam(),
@@ -199,8 +203,10 @@ def test_equals_the_native_loop_bit_for_bit(task: Task, schedule: Schedule, stra
         assert torch.equal(ours, theirs)
 
 
-def test_parts_that_clients_keep_equal_the_native_loop_s(task: Task, schedule: Schedule) -> None:
-    strategy = Personal(MIFA(), layout=task.layout)
+@pytest.mark.parametrize("phases", [False, True])
+def test_parts_that_clients_keep_equal_the_native_loop_s(task: Task, schedule: Schedule, phases: bool) -> None:
+    strategy: Any = Personal(MIFA(), layout=task.layout)
+    strategy = FedRep(strategy, head=0.5) if phases else strategy
     flower, last = through_flower(task, strategy, schedule), native(task, strategy, schedule)
     who = torch.arange(N)
     assert torch.equal(strategy.own(flower.state, who), strategy.own(last.state, who))

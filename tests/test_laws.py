@@ -51,6 +51,7 @@ from fedsim.strategies import (
     FedDyn,
     FedNova,
     FedProx,
+    FedRep,
     FedStale,
     FedVARP,
     FedYogi,
@@ -59,6 +60,7 @@ from fedsim.strategies import (
     GossipPGA,
     GradientTracking,
     MaxNormSync,
+    Mime,
     MimeLite,
     Personal,
     QGDSGDm,
@@ -151,8 +153,16 @@ def table() -> dict[str, Strategy]:
         "FedCM known": FedCM(alpha=0.5, weights=weights.Known()),
         "MimeLite β=0": MimeLite(momentum=0.0),
         "MimeLite present": MimeLite(weights=weights.Present()),
+        "MimeLite adam": MimeLite(base="adam"),
+        "MimeLite rmsprop": MimeLite(base="rmsprop"),
+        "MimeLite adagrad": MimeLite(base="adagrad"),
+        "Mime β=0": Mime(momentum=0.0),
+        "Mime adam": Mime(base="adam", weights=weights.Present()),
+        "FedAdam Mime": FedAdam(Mime(base="rmsprop")),
+        "FedProx Mime": FedProx(Mime(momentum=0.5), mu=0.1, stragglers="drop"),
         "FedNova known": FedNova(weights=weights.Known()),
         "FedDyn α=1": FedDyn(alpha=1.0),
+        "FedDyn by weight": FedDyn(alpha=1.0, by_weight=True),
         "FedProx DPSGD": FedProx(DPSGD(), mu=0.1),
         "FedAdam corrected": FedAdam(bias_correction=True),
         "FedAdam FedProx MIFA": FedAdam(FedProx(MIFA(), mu=0.1)),
@@ -168,6 +178,10 @@ def table() -> dict[str, Strategy]:
         "Personal half": Personal(layout=HALVES),
         "FedProx Personal SCAFFOLD": FedProx(Personal(SCAFFOLD(), layout=HALVES), mu=0.1),
         "FedAdam Personal FedAU": FedAdam(Personal(FedAU(), layout=HALVES)),
+        "FedRep nothing": FedRep(Personal(keep=()), head=0.0),
+        "FedRep nothing FedAU": FedRep(Personal(FedAU(), keep=()), head=0.0),
+        "FedRep half": FedRep(Personal(layout=HALVES), head=0.5),
+        "FedAdam FedRep SCAFFOLD": FedAdam(FedRep(FedProx(Personal(SCAFFOLD(), layout=HALVES), mu=0.1), head=0.5)),
         "ClientCurriculum all MIFA": ClientCurriculum(MIFA(), start=1.0),
         "ServerLR fading": ServerLR(FedAvg(), Inverse(0.5)),
         "ServerLR FedAU": ServerLR(FedAU(), Inverse(0.5)),
@@ -394,6 +408,7 @@ KEPT = "clients keep a part to themselves, which no move of the server's reaches
 HEAVY = "the server's momentum goes on pushing; with momentum 0 it is FedAvg"
 PULL = "μ > 0 pulls the local steps; with μ = 0 the law holds"
 DRIFT = "corrects the local steps by control variates from the second round on"
+MEAN_GRADIENT = "corrects the local steps by the clients' mean gradient"
 LOCALLY = "averages with the neighbours only; on the complete graph, atc, the law holds"
 RESCALED = "rescales the layers after averaging"
 AMPLIFIED = "amplifies the move of every period; with η = 1 it is FedAvg, see test_memory_strategies.py"
@@ -423,7 +438,10 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
             the_ledger_is_exact,
             traffic_counts_what_is_sent,
         )
-        for name in ("Personal", "Personal half", "FedProx Personal*", "FedAdam Personal*")
+        for name in (
+            *("Personal", "Personal half", "FedProx Personal*", "FedAdam Personal*"),
+            *("FedRep", "FedRep half", "FedAdam FedRep*"),
+        )
     ),
     (everyone_is_fedavg, "ServerLR ?*", "the server's learning rate is not 1"),
     (everyone_is_fedavg, "FedProx", PULL),
@@ -433,8 +451,9 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
     (everyone_is_fedavg, "FedAvgMVR", TAKEN_ALONG),
     (everyone_is_fedavg, "FedProx SCAFFOLDMVR", DRIFT),
     (everyone_is_fedavg, "FedCM known", TAKEN_ALONG),
-    (everyone_is_fedavg, "MimeLite", TAKEN_ALONG),
-    (everyone_is_fedavg, "MimeLite present", TAKEN_ALONG),
+    *((everyone_is_fedavg, f"MimeLite{name}", TAKEN_ALONG) for name in ("", " present", " a*", " rmsprop")),
+    *((everyone_is_fedavg, name, MEAN_GRADIENT) for name in ("Mime", "Mime ?*")),
+    (everyone_is_fedavg, "FedProx Mime", PULL),
     (everyone_is_fedavg, "FedDyn*", "regularises the local objectives, and x by what they have told"),
     (everyone_is_fedavg, "FedProx MimeLite", TAKEN_ALONG),
     (everyone_is_fedavg, "FedProx FedNova", PULL),
@@ -494,13 +513,14 @@ WAIVED: tuple[tuple[Law, str, str], ...] = (
                 "ClientCurriculum" if law is beta_1_is_mifa else "ClientCurriculum*",
                 "changes who is asked, not the rule",
             ),
+            ("FedRep*", "changes who has which part, and when it is trained, not the rule"),
             ("Personal*", "changes who has which part, not the rule"),
             ("FedProx", PULL if law is beta_1_is_mifa else "changes the local steps, not the rule"),
             ("FedProx ?*", "changes the local steps, not the rule"),
             ("SCAFFOLD*", "keeps gradients, not updates: no case of the rule"),
             ("FedAvgMVR*", "keeps a direction, not updates: no case of the rule"),
             ("FedCM*", "keeps a direction, not updates: no case of the rule"),
-            ("MimeLite*", "keeps a momentum, not updates: no case of the rule"),
+            ("Mime*", "keeps a momentum, not updates: no case of the rule"),
             ("FedDyn*", "keeps gradients, not updates: no case of the rule"),
             ("FedNova*", "scales updates by the work in them: no case of the rule"),
             ("*DPSGD*", "has no server"),

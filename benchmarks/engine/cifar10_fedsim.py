@@ -31,6 +31,9 @@ def drive(world: World, turns: Turns) -> None:
     n, size = world.rows.shape
     parts = Parts(world.rows.reshape(-1), np.arange(0, n * size, size), np.full(n, size), drawn=True)
     module = models.build(str(world.workload["model"]), tuple(inputs.shape[1:]), 10)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p *= world.setting["dropout"]  # 0: none
     torch.nn.utils.vector_to_parameters(torch.from_numpy(world.first.copy()), module.parameters())
     task = fedsim.make_task(dataset, parts, module, device=device)
     work = world.workload
@@ -42,7 +45,12 @@ def drive(world: World, turns: Turns) -> None:
         memory = torch.cuda.mem_get_info(device)[0] // 2
     chosen_engine = engine.choose(task, local, k, memory)
     playing = simulation.simulate(
-        task, fedsim.strategies.FedAvg(), Schedule(n, rounds, chosen), local, seed=1, engine=chosen_engine
+        task,
+        fedsim.strategies.FedAvg(),
+        Schedule(n, rounds, chosen),
+        local,
+        seed=world.setting["seed"],
+        engine=chosen_engine,
     )
     last: list[Any] = []
     turns.model = lambda: last[0].model.cpu().numpy()

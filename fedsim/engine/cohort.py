@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim.engine.plan import Job, width
-from fedsim.strategy import Work
+from fedsim.engine.plan import Job, ends, width
+from fedsim.strategy import Phase, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,7 @@ class Cohort(NamedTuple):
     last_velocity: Tensor | None  # [K, P]  and its velocity at the end, where somebody asked,
     raw: Tensor | None  # [K, P]  and the sum of its gradients, where somebody asked
     second: Second | None  # the points whose gradients count against those at the client's own
+    phased: Phased | None  # which parameters stand still when
 
 
 class Second(NamedTuple):
@@ -43,7 +45,42 @@ class Second(NamedTuple):
 
     bank: Tensor  # [m, P]  distinct ones,
     at_bank: Tensor  # [K]     and which of them each has
-    against: Tensor  # [K, 1]  what their gradients are multiplied by, to be taken off
+    against: Tensor | float  # what their gradients are multiplied by, to be taken off; as `Work.scale`
+
+
+class Phased(NamedTuple):
+    """The phases of K clients' turns."""
+
+    free: Tensor  # [F, P]  bool: which parameters move, of every phase that anybody has;
+    counts: Tensor  # [F]     1 where its steps count, else 0
+    first: Tensor  # [K]     each client's first phase,
+    ends: Tensor  # [K, m]  and before which of its steps its phases end; padded with steps it does not take
+
+    def at(self, job: Tensor, tau: Tensor) -> Tensor:
+        """The phases [S, c] in which clients job [S, c] are at their own steps tau [S, c] (-1: idle)."""
+        return self.first[job] + (tau[..., None] >= self.ends[job]).sum(-1)
+
+
+def phased_of(jobs: Sequence[Job], steps: Sequence[Sequence[int]]) -> Phased:
+    """The phases of cohorts that have them, whose clients take so many `steps`."""
+    import torch
+
+    phases: list[Phase] = []
+    first: list[int] = []
+    stops: list[list[int]] = []
+    for job, each in zip(jobs, steps, strict=True):
+        first += [len(phases)] * len(each)
+        stops += [ends(job.work.phases, s)[:-1] for s in each]
+        phases += job.work.phases
+    device, most = jobs[0].task.device, max(map(len, stops), default=0)
+    never = max(itertools.chain.from_iterable(steps), default=0) + 1
+    padded = [[*mine, *[never] * (most - len(mine))] for mine in stops]
+    return Phased(
+        torch.stack([phase.free for phase in phases]),
+        torch.tensor([float(phase.counts) for phase in phases], dtype=jobs[0].task.dtype).to(device),
+        torch.tensor(first).to(device),
+        torch.tensor(padded, dtype=torch.int64).reshape(len(padded), most).to(device),
+    )
 
 
 def is_plain(job: Job) -> bool:
@@ -53,6 +90,7 @@ def is_plain(job: Job) -> bool:
     return (
         plain
         and work.other is None
+        and not work.phases
         and is_number(work.mu, 0.0)
         and is_number(work.shift, 0.0)
         and is_number(work.scale, 1.0)
@@ -65,7 +103,7 @@ def kind(job: Job) -> tuple[Any, ...]:
     local = job.local
     return (
         id(job.task), width(job.task, local), is_plain(job), local.momentum, local.weight_decay, local.clip,
-        job.work.other is None,
+        job.work.other is None, not job.work.phases,
     )  # fmt: skip
 
 
@@ -83,11 +121,8 @@ def starts(jobs: Sequence[Job]) -> tuple[Tensor, Tensor]:
 
 def second_of(jobs: Sequence[Job]) -> Second:
     """The second points of cohorts that have them."""
-    import torch
-
     points = [job.work.other for job in jobs if job.work.other is not None]
-    against = torch.cat([points[0].new_full((len(job.who), 1), job.work.against) for job in jobs])
-    return Second(*distinct(points), against)
+    return Second(*distinct(points), merged(jobs, ("against",)).against)
 
 
 def distinct(points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -104,14 +139,14 @@ def distinct(points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return joined(rows), joined(index).to(points[0].device)
 
 
-def merged(jobs: Sequence[Job]) -> Work:
+def merged(jobs: Sequence[Job], names: Sequence[str] = ("shift", "scale", "mu")) -> Work:
     """The work of K clients, without starts: numbers where all have the same number, else a row for each."""
     import torch
 
     works = [job.work for job in jobs]
     sizes = [len(job.who) for job in jobs]
     found: dict[str, Any] = {}
-    for name in ("shift", "scale", "mu"):
+    for name in names:
         given = [getattr(work, name) for work in works]
         if len(jobs) == 1 or (isinstance(given[0], (int, float)) and all(is_number(v, given[0]) for v in given[1:])):
             found[name] = given[0]

@@ -32,6 +32,7 @@ class Feed:
         self.keys = table()  # [S, c]
         self.examples = table(dtype=task.dtype)  # [S, c]  how many count; 0: the lane is idle
         self.rates = table(dtype=task.dtype)  # [S, c]  learning rates
+        self.phase = table()  # [S, c]  of the cohort's, where there are any
         self._uses = 0
         self._recorded: Any = None
         self._rows: Tensor | None = None
@@ -57,6 +58,8 @@ class Feed:
         self._first.copy_(cohort.task.first[cohort.who[job]])
         self._tau.copy_(plan.tau[segment])
         self.rates.copy_(cohort.rates[job])
+        if cohort.phased is not None:
+            self.phase.copy_(cohort.phased.at(job, self._tau))
         self._uses += 1
         if self._recorded is not None:
             self._recorded(1)

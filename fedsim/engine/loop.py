@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedsim import keyed
 from fedsim.engine.cohort import is_number, per_client
-from fedsim.engine.plan import Answer, counts, refuse, sizes, spans, width
+from fedsim.engine.plan import Answer, counted, counts, ends, refuse, sizes, spans, width
 from fedsim.engine.stacked import EXAMPLES
 from fedsim.strategy import Work
 
@@ -44,38 +45,44 @@ class Loop:
                     if name in told:
                         told[name].append(answer)
             y = work.start[j].clone()
-            shift, scale = (squeeze(per_client(value, at)) for value in (work.shift, work.scale))
+            shift, scale, mu = (squeeze(per_client(value, at)) for value in (work.shift, work.scale, work.mu))
+            against = squeeze(per_client(work.against, at))
             velocity = None
             if local.momentum:
                 velocity = torch.zeros_like(y) if work.velocity is None else work.velocity[j].clone()
             raw = torch.zeros_like(y) if "mean-gradient" in told else None
+            stops, phase = ends(work.phases, steps[j]) if work.phases else [], None
             lost, seen = torch.zeros((), dtype=task.dtype, device=y.device), 0
             for s in range(steps[j]):
                 here = batch_rows(task, local, mine[: used[j]], keys[j], s)
                 g, value = slope_of(task, y, here, keyed.fold(keys[j], "step", s))
                 lost, seen = lost + value * len(here), seen + len(here)
+                if stops:
+                    phase = work.phases[bisect.bisect_right(stops, s)]
+                    g = torch.where(phase.free, g, 0.0)
                 if local.clip is not None:
                     g = g * (local.clip / g.norm().clamp(min=1e-12)).clamp(max=1.0)
                 if local.weight_decay:
                     g = g + local.weight_decay * y
-                if raw is not None:
+                if raw is not None and (phase is None or phase.counts):
                     raw = raw + g
                 if not is_number(scale, 1.0):
                     g = g * scale
                 if work.other is not None:
                     second, _ = slope_of(task, work.other[j], here, keyed.fold(keys[j], "step", s))
-                    g = g - work.against * (second + local.weight_decay * work.other[j])
-                if work.mu:
-                    g = g + work.mu * (y - work.start[j])
+                    g = g - against * (second + local.weight_decay * work.other[j])
+                if not is_number(mu, 0.0):
+                    g = g + mu * (y - work.start[j])
                 if not is_number(shift, 0.0):
                     g = g + shift
                 if velocity is not None:
-                    velocity = g = local.momentum * velocity + g
-                y = y - local.lr_at(t) * g
+                    g = local.momentum * velocity + g
+                    velocity = g if phase is None else torch.where(phase.free, g, velocity)
+                y = y - local.lr_at(t) * (g if phase is None else torch.where(phase.free, g, 0.0))
             delta[j] = y - work.start[j]
             loss[j] = lost / max(seen, 1)
             if raw is not None:
-                told["mean-gradient"].append(raw / max(steps[j], 1))
+                told["mean-gradient"].append(raw / max(counted(work, steps[j : j + 1])[0], 1))
             if "velocity" in told and velocity is not None:
                 told["velocity"].append(velocity)
         answers = {name: torch.stack(rows) for name, rows in told.items() if rows}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import heapq
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fedsim import keyed
-from fedsim.strategy import EXTRAS, Work
+from fedsim.strategy import EXTRAS, Phase, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,15 +79,50 @@ def deal(steps: Sequence[int], many: int) -> list[list[int]]:
 
 
 def spans(local: LocalSGD, steps: list[int], t: int, work: Work) -> Tensor | None:
-    """Round.span [k] of clients that took `steps`; None with clipping."""
+    """Round.span [k] of clients that took `steps`; None with clipping, or where every parameter has its own."""
     import torch
 
-    if local.clip is not None:
+    if local.clip is not None or (not isinstance(work.scale, (int, float)) and work.scale.shape[-1:].numel() > 1):
         return None
-    worth = {s: local.span(s, t, work.mu) for s in set(steps)}
-    span = torch.tensor([worth[s] for s in steps], dtype=work.start.dtype).to(work.start.device)
+    steps = counted(work, steps)
+    if isinstance(work.mu, (int, float)):
+        worth = {s: local.span(s, t, work.mu) for s in set(steps)}
+        span = torch.tensor([worth[s] for s in steps], dtype=work.start.dtype).to(work.start.device)
+    else:
+        span = pulled(local, steps, t, work.mu).to(work.start.dtype)
     scale = work.scale
-    return span * (scale if isinstance(scale, (int, float)) else scale.amax(-1))  # entries that stand still have 0
+    return span * (scale if isinstance(scale, (int, float)) or not scale.ndim else scale[..., 0])
+
+
+def ends(phases: Sequence[Phase], steps: int) -> list[int]:
+    """Before which of a client's `steps` each phase ends."""
+    shares = itertools.accumulate(phase.share for phase in phases[:-1])
+    return [*(math.floor(share * steps + 1e-6) for share in shares), steps]
+
+
+def counted(work: Work, steps: list[int]) -> list[int]:
+    """How many of their steps [k] count: all, but where there are phases that do not."""
+    if not work.phases:
+        return steps
+    known = {}
+    for s in set(steps):
+        stops = [0, *ends(work.phases, s)]
+        each = zip(work.phases, itertools.pairwise(stops), strict=True)
+        known[s] = sum(stop - start for phase, (start, stop) in each if phase.counts)
+    return [known[s] for s in steps]
+
+
+def pulled(local: LocalSGD, steps: list[int], t: int, mu: Tensor) -> Tensor:
+    """`LocalSGD.span` [k], float64, of clients that take `steps`, each with its own pull mu [k, 1]; on mu's device."""
+    import torch
+
+    mine = mu.expand(len(steps), 1)[:, 0].to(torch.float64)
+    left = torch.tensor(steps).to(mine.device)
+    y = v = torch.zeros_like(mine)
+    for s in range(max(steps, default=0)):
+        v = torch.where(left > s, local.momentum * v + 1.0 + mine * y, v)
+        y = torch.where(left > s, y - local.lr_at(t) * v, y)
+    return -y
 
 
 def minibatches(
@@ -118,6 +155,8 @@ def refuse(work: Work, local: LocalSGD) -> None:
         raise ValueError(f"work asks for {sorted(unknown)}; clients can tell {sorted(EXTRAS)}")
     if work.other is not None and local.clip is not None:
         raise ValueError("work takes gradients at two points, and which of them is clipped is not said: leave out clip")
+    if work.phases and not math.isclose(sum(phase.share for phase in work.phases), 1.0):
+        raise ValueError(f"the shares of a turn's phases must sum to 1, got {[phase.share for phase in work.phases]}")
     if work.velocity is not None and not local.momentum:
         raise ValueError("work carries a velocity but the local training has no momentum; set momentum in LocalSGD")
 

@@ -6,6 +6,7 @@ for ever, and can be recorded (see recorded.py).
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,8 +39,9 @@ class Rule(NamedTuple):
     scale: tuple[int, int] | None = None  # [c or 1, P or 1]; None: the term is not there
     mu: tuple[int, int] | None = None
     shift: tuple[int, int] | None = None
-    second: bool = False  # gradients at second points count against them
+    against: tuple[int, int] | None = None  # of gradients at second points; None: there are none
     raw: bool = False  # somebody asks for their sum
+    phases: int = 0  # of all clients together, in which some parameters stand still
 
     @property
     def plain(self) -> bool:
@@ -67,11 +69,14 @@ class Room:
         self.raw = vectors() if rule.raw else None  # sums of gradients
         self._flat = None if rule.plain else vectors()
         self._start = vectors() if rule.mu else None
-        self._scale, self._mu, self._shift = (
-            None if shape is None else vectors(*shape) for shape in (rule.scale, rule.mu, rule.shift)
+        self._scale, self._mu, self._shift, self._against = (
+            None if shape is None else vectors(*shape) for shape in (rule.scale, rule.mu, rule.shift, rule.against)
         )
-        self._there, self._here = (vectors() if rule.second else None for _ in range(2))
-        self._against = vectors(columns=1) if rule.second else None
+        self._there, self._here, self._beside = (vectors() if rule.against else None for _ in range(3))
+        self._stands = torch.zeros((rule.phases, size), dtype=torch.bool, device=device)  # which parameters do, when
+        self._counts = torch.zeros((rule.phases, 1), dtype=task.dtype, device=device)  # whether a phase's steps do
+        self._still = torch.zeros((chunk, size), dtype=torch.bool, device=device) if rule.phases else None
+        self._worth = vectors(columns=1) if rule.phases else None
 
         # what a segment brings, and what a step takes of it
         self._places = torch.zeros((SEGMENT, chunk * batch), dtype=torch.int64, device=device)
@@ -79,6 +84,8 @@ class Room:
         self._keys = torch.zeros((SEGMENT, chunk), dtype=torch.int64, device=device)
         self._rates = torch.zeros((SEGMENT, chunk, 1), dtype=task.dtype, device=device)
         self.values = torch.zeros((SEGMENT, chunk), dtype=task.dtype, device=device)  # losses of a segment's steps
+        self._phases = torch.zeros((SEGMENT, chunk), dtype=torch.int64, device=device)
+        self._phase = torch.zeros_like(self._phases[:1])
         self._at = torch.zeros(1, dtype=torch.int64, device=device)  # the step of the segment
         self._place, self._weights, self._key, self._rate = (
             torch.zeros_like(each[:1]) for each in (self._places, self._counted, self._keys, self._rates)
@@ -121,11 +128,16 @@ class Room:
 
     def terms(self, cohort: Cohort) -> None:
         """Takes over what is the same for all clients of a cohort."""
+        import torch
+
         for buffer, value in self._terms(cohort):
             if isinstance(value, (int, float)):
                 buffer.fill_(value)
             elif not by_client(value):
                 buffer.copy_(value)
+        if cohort.phased is not None:
+            torch.logical_not(cohort.phased.free, out=self._stands)
+            self._counts[:, 0].copy_(cohort.phased.counts)
 
     def seat(self, cohort: Cohort, lanes: Tensor, clients: Tensor) -> None:
         """These clients [g] of a cohort take their seats in these lanes [g]."""
@@ -140,16 +152,16 @@ class Room:
         for buffer, value in self._terms(cohort):
             if by_client(value):
                 put(buffer, lanes, value, clients)
-        if self._there is not None and self._against is not None and cohort.second is not None:
-            second = cohort.second
-            put(self._there, lanes, second.bank, second.at_bank[clients])
-            put(self._against, lanes, second.against, clients)
+        if self._there is not None and cohort.second is not None:
+            put(self._there, lanes, cohort.second.bank, cohort.second.at_bank[clients])
 
     def _terms(self, cohort: Cohort) -> list[tuple[Tensor, Any]]:
         """The buffers of the step's terms, and the cohort's values."""
         work = cohort.work
-        pairs = ((self._scale, work.scale), (self._mu, work.mu), (self._shift, work.shift))
-        return [(buffer, value) for buffer, value in pairs if buffer is not None]
+        against = 0.0 if cohort.second is None else cohort.second.against
+        values = (work.scale, work.mu, work.shift, against)
+        buffers = (self._scale, self._mu, self._shift, self._against)
+        return [(buffer, value) for buffer, value in zip(buffers, values, strict=True) if buffer is not None]
 
     def load(self, cohort: Cohort, plan: Plan, segment: slice) -> None:
         """The minibatches of a plan's next steps."""
@@ -163,6 +175,8 @@ class Room:
         self._counted[:steps].copy_(feed.weights)
         self._keys[:steps].copy_(feed.keys)
         self._rates[:steps, :, 0].copy_(feed.rates)
+        if self.rule.phases:
+            self._phases[:steps].copy_(feed.phase)
         self._at.zero_()
 
     def advance(self, steps: int) -> None:
@@ -189,10 +203,10 @@ class Room:
         import torch
 
         rule = self.rule
-        loaded, taken = (self._places, self._counted, self._keys, self._rates), (
-            self._place, self._weights, self._key, self._rate,
-        )  # fmt: skip
-        for segment, one in zip(loaded, taken, strict=True):
+        for segment, one in (
+            (self._places, self._place), (self._counted, self._weights), (self._keys, self._key),
+            (self._rates, self._rate), (self._phases, self._phase),
+        )[: 5 if rule.phases else 4]:  # fmt: skip
             torch.index_select(segment, 0, self._at, out=one)
         for pool, rows in zip((self._pool, self._task.targets), self._rows, strict=True):
             torch.index_select(pool, 0, self._place[0], out=rows)
@@ -200,13 +214,24 @@ class Room:
         self.values.index_copy_(0, self._at, value[None])
         if not rule.plain:
             assert self._flat is not None
-            self._write(slopes)
+            self._write(slopes, self._flat)
             self._adjust(self._flat)
-            direction = self._flat
-            if self.velocity is not None:
-                direction = self.velocity.mul_(rule.momentum).add_(self._flat)
-            self.y.sub_(torch.mul(direction, self._rate[0], out=self._flat))
+            self._move(self._flat)
         self._at.add_(1)
+
+    def _move(self, flat: Tensor) -> None:
+        """Takes a direction [c, P] times the rates off the models, by way of the momentum if there is one. What stands
+        still does not move, and its momentum waits."""
+        import torch
+
+        direction, still = flat, self._still
+        if self.velocity is not None and still is None:
+            direction = self.velocity.mul_(self.rule.momentum).add_(flat)
+        elif self.velocity is not None and still is not None:
+            direction = self.velocity
+            direction.copy_(torch.where(still, direction, direction * self.rule.momentum + flat))
+        torch.mul(direction, self._rate[0], out=flat)
+        self.y.sub_(flat if still is None else flat.masked_fill_(still, 0.0))
 
     def _gradients(self) -> Sequence[Tensor]:
         """The gradients at y of each client's loss, a tensor [c, ...] for each of the model's, and the losses [c]. Of a
@@ -222,38 +247,50 @@ class Room:
             )  # fmt: skip
         return self._program()
 
-    def _write(self, slopes: Sequence[Tensor]) -> None:
-        """Gradients, one after the other, as vectors."""
-        assert self._flat is not None
-        for view, slope in zip(self._task.layout.views(self._flat).values(), slopes, strict=True):
+    def _write(self, slopes: Sequence[Tensor], flat: Tensor) -> None:
+        """Gradients of parameters as vectors [c, P]."""
+        for view, slope in zip(self._task.layout.views(flat).values(), slopes, strict=True):
             view.copy_(slope)
 
     def _adjust(self, flat: Tensor) -> None:
         """Turns batch gradients [c, P] into the direction of the affine step, in place (see Work)."""
+        import torch
+
         rule, y = self.rule, self.y
-        if self.raw is not None:
-            self.raw.add_(flat)
-            if rule.weight_decay:
-                self.raw.add_(y, alpha=rule.weight_decay)
+        if self._still is not None and self._worth is not None:
+            torch.index_select(self._stands, 0, self._phase[0], out=self._still)
+            torch.index_select(self._counts, 0, self._phase[0], out=self._worth)
+            flat.masked_fill_(self._still, 0.0)
         if rule.clip is not None:
             flat.mul_((rule.clip / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0))
         if rule.weight_decay:
             flat.add_(y, alpha=rule.weight_decay)
+        if self.raw is not None:
+            self.raw.add_(flat if self._worth is None else flat * self._worth)
         if self._scale is not None:
             flat.mul_(self._scale)
         if self._mu is not None and self._start is not None:
             flat.add_(self._mu * (y - self._start))
         if self._shift is not None:
             flat.add_(self._shift)
-        if self._there is not None and self._here is not None and self._against is not None:
-            self._here.copy_(y)
-            y.copy_(self._there)  # the program's gradients are those at y
-            *slopes, _ = self._gradients()
-            y.copy_(self._here)
-            if rule.weight_decay:
-                flat.sub_(self._against * rule.weight_decay * self._there)
-            for view, slope in zip(self._task.layout.views(flat).values(), slopes, strict=True):
-                view.sub_(self._against.view(-1, *[1] * (slope.ndim - 1)) * slope)
+        if self._against is not None:
+            flat.sub_(self._second())
+
+    def _second(self) -> Tensor:
+        """The gradients [c, P] at the second points, as much as they count."""
+        there, here, beside, against = self._there, self._here, self._beside, self._against
+        assert there is not None
+        assert here is not None
+        assert beside is not None
+        assert against is not None
+        here.copy_(self.y)
+        self.y.copy_(there)  # the program's gradients are those at y
+        *slopes, _ = self._gradients()
+        self.y.copy_(here)
+        self._write(slopes, beside)
+        if self.rule.weight_decay:
+            beside.add_(there, alpha=self.rule.weight_decay)
+        return beside.mul_(against)
 
     def _state(self) -> list[Tensor]:
         """All that a step leaves behind."""
@@ -276,7 +313,8 @@ def rule_of(cohort: Cohort, chunk: int) -> Rule:
 
     return Rule(
         local.momentum, local.weight_decay, local.clip, term(work.scale, 1.0), term(work.mu, 0.0),
-        term(work.shift, 0.0), cohort.second is not None, cohort.raw is not None,
+        term(work.shift, 0.0), None if cohort.second is None else term(cohort.second.against, math.nan),
+        cohort.raw is not None, 0 if cohort.phased is None else len(cohort.phased.free),
     )  # fmt: skip
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedsim.engine import rooms, workers
-from fedsim.engine.cohort import Cohort, joined, kind, merged, put, put_difference, second_of, starts
+from fedsim.engine.cohort import Cohort, joined, kind, merged, phased_of, put, put_difference, second_of, starts
 from fedsim.engine.gradients import gradients
 from fedsim.engine.lanes import Plan
-from fedsim.engine.plan import Answer, Job, counts, refuse, sizes, spans, width
+from fedsim.engine.plan import Answer, Job, counted, counts, refuse, sizes, spans, width
 from fedsim.engine.room import rule_of
 
 if TYPE_CHECKING:
@@ -91,17 +91,19 @@ class Stacked:
                 last_velocity = torch.zeros_like(delta)
         raw = torch.zeros_like(delta) if any("mean-gradient" in one.work.ask for one in jobs) else None
         second = None if jobs[0].work.other is None else second_of(jobs)
+        phased = phased_of(jobs, each) if jobs[0].work.phases else None
         cohort = Cohort(
             task, local, steps, torch.tensor(used, dtype=torch.int64).to(task.device),
             joined([one.who for one in jobs]).to(task.device), joined([one.keys for one in jobs]), bank, at_bank,
             merged(jobs), torch.tensor(rates, dtype=task.dtype).to(task.device), velocity, delta,
-            torch.zeros(len(steps), dtype=task.dtype, device=task.device), last_velocity, raw, second,
+            torch.zeros(len(steps), dtype=task.dtype, device=task.device), last_velocity, raw, second, phased,
         )  # fmt: skip
         plans = [Plan(cohort, members, self.chunk) for members in dealt]
         workers.each(lambda plan: self._fitting(cohort, plan), plans, task.device)
 
         if raw is not None:
-            raw /= torch.tensor(steps, dtype=raw.dtype).to(raw.device)[:, None]
+            worth = [s for one, taken in zip(jobs, each, strict=True) for s in counted(one.work, taken)]
+            raw /= torch.tensor(worth, dtype=raw.dtype).clamp(min=1).to(raw.device)[:, None]
         answers, begin = [], 0
         for one, taken in zip(jobs, each, strict=True):
             mine = slice(begin, begin + len(taken))

@@ -29,7 +29,16 @@ from fedsim.task import Task
 
 PARTITION = ("partition-id", "num-partitions")
 HOSTS = "clients"  # in the node config
-UNDERSTANDS = ("shift", "scale", "mu", "other", "effort", *(f"ask {name}" for name in sorted(EXTRAS)))
+UNDERSTANDS = (
+    "shift",
+    "scale",
+    "each parameter",
+    "mu",
+    "other",
+    "phases",
+    "effort",
+    *(f"ask {name}" for name in sorted(EXTRAS)),
+)
 
 
 def client_app(

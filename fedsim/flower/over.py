@@ -263,8 +263,8 @@ def hosted(work: Work, local: LocalSGD) -> Work:
 
     ask = work.ask if local.momentum else work.ask - {"velocity"}
     return Work(
-        here(work.start), here(work.shift), here(work.scale), work.mu, here(work.velocity), ask, here(work.other),
-        work.against,
+        here(work.start), here(work.shift), here(work.scale), here(work.mu), here(work.velocity), ask, here(work.other),
+        here(work.against), tuple(phase._replace(free=here(phase.free)) for phase in work.phases),
     )  # fmt: skip
 
 

@@ -384,6 +384,11 @@ def serving(strategy: Any) -> Strategy:
             f"{type(inner).__name__} is gossip: a model for every node and no server, which no Flower strategy "
             "can be; run it with fedsim.simulate"
         )
+    if type(inner).survey is not Strategy.survey:
+        raise ValueError(
+            f"{type(inner).__name__} asks its clients before it tells them what to do, and a Flower strategy has one "
+            "exchange a round; run it with fedsim.flower.over, or without Flower"
+        )
     return strategy
 
 

@@ -9,26 +9,30 @@ and one that declared what it understands (see `client_app`), or is asked for mo
 besides, as far as there is any
 
     "fedsim"           ConfigRecord  t (0, 1, ...), key, reply ("delta" or "arrays"), mu, scale, shift, against,
-                                     effort, ask
+                                     effort, ask, and where there are phases "phases" (their shares),
+                                     "phases-count" and "phases-free" (see `phases_packed`)
     "fedsim.shift"     ArrayRecord   added to every local gradient
     "fedsim.velocity"  ArrayRecord   local momentum to start with
     "fedsim.other"     ArrayRecord   a second point, whose gradients times `against` are taken off
+    "fedsim.scale"     ArrayRecord   scale and against where each parameter has its own, "fedsim.against"
 
 A reply holds one ArrayRecord, the updated model, or instead "fedsim.delta", how far it moved: exact, where the
 difference of two models is rounded. Answers to `ask` come as metrics "told.<name>" or ArrayRecords
-"fedsim.told.<name>". A config's "honoured" lists which of shift, scale, mu, other, velocity, effort and "ask <name>"
-the training went by: an app that did not declare it beforehand must say so.
+"fedsim.told.<name>". A config's "honoured" lists which of shift, scale, mu, other, velocity, phases, effort and
+"ask <name>" the training went by, and "each parameter" where scale is an ArrayRecord: an app that did not declare it
+beforehand must say so.
 
 A node that hosts many clients gets one message for all of its that are asked. "fedsim" then lists "who", their "keys",
-"efforts" and, if they differ, "scale"; "arrays", "fedsim.shift" and "fedsim.velocity" hold [k, ...] where they differ
+"efforts" and, if they differ, "scale", "mu" and "against"; "arrays" and our records hold [k, ...] where they differ
 from client to client ("each" lists which do), else what all have in common. The reply is "fedsim.delta" and
 "fedsim.told.<name>" [k, ...], and metrics that are lists, in the order of its own "who".
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -37,12 +41,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedsim.strategy import Work
+from fedsim.strategy import Phase, Work
 from fedsim.task import Layout
 
 OURS = "fedsim"
 DELTA, SHIFT, VELOCITY, TOLD = f"{OURS}.delta", f"{OURS}.shift", f"{OURS}.velocity", f"{OURS}.told."
-OTHER = f"{OURS}.other"
+OTHER, SCALE, AGAINST = f"{OURS}.other", f"{OURS}.scale", f"{OURS}.against"
 TOLD_METRIC = "told."
 
 
@@ -152,6 +156,11 @@ def row(value: Tensor | float, j: int, like: Tensor) -> Tensor | float:
     return float(value) if value.ndim == 0 else value
 
 
+def parameterwise(value: Tensor | float) -> bool:
+    """Whether each parameter has its own, and not each client."""
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[-1] > 1
+
+
 def needs(work: Work) -> list[str]:
     """What a client must understand of the work beyond where to start, in words."""
     out = []
@@ -159,12 +168,16 @@ def needs(work: Work) -> list[str]:
         out.append("shift")
     if isinstance(work.scale, Tensor) or work.scale != 1.0:
         out.append("scale")
-    if work.mu:
+    if parameterwise(work.scale) or parameterwise(work.against):
+        out.append("each parameter")
+    if isinstance(work.mu, Tensor) or work.mu:
         out.append("mu")
     if work.other is not None:
         out.append("other")
     if work.velocity is not None:
         out.append("velocity")
+    if work.phases:
+        out.append("phases")
     return out + [f"ask {name}" for name in sorted(work.ask)]
 
 
@@ -180,38 +193,79 @@ def pack_work(
     elif shift:
         config["shift"] = shift
     if isinstance(scale, Tensor) and scale.numel() > 1:
-        raise ValueError("the strategy scales each parameter's gradient apart; a message carries one scale per client")
-    if float(scale) != 1.0:
+        records[SCALE] = form.record(scale)
+    elif float(scale) != 1.0:
         config["scale"] = float(scale)
-    if work.mu:
-        config["mu"] = float(work.mu)
+    if mu := float(row(work.mu, j, work.start)):
+        config["mu"] = mu
     if work.velocity is not None:
         records[VELOCITY] = form.record(work.velocity[j])
     if work.other is not None:
-        records[OTHER], config["against"] = form.record(work.other[j]), float(work.against)
+        records[OTHER], against = form.record(work.other[j]), row(work.against, j, work.start)
+        if isinstance(against, Tensor) and against.numel() > 1:
+            records[AGAINST] = form.record(against)
+        else:
+            config["against"] = float(against)
     if work.ask:
         config["ask"] = sorted(work.ask)
+    config.update(phases_packed(work.phases))
     if effort < 1:
         config["effort"] = effort
     return records
+
+
+def phases_packed(phases: Sequence[Phase]) -> dict[str, list[int] | list[float]]:
+    """The settings that say what stands still when: shares, whether steps count, and of each phase how many parameters
+    in a row stand still, move, stand still, ..., until all are named."""
+    if not phases:
+        return {}
+    runs: list[int] = []
+    for phase in phases:
+        free, lengths = torch.unique_consecutive(phase.free, return_counts=True)
+        runs += [0] * bool(free[0]) + lengths.tolist()
+    return {
+        "phases": [float(phase.share) for phase in phases],
+        "phases-count": [int(phase.counts) for phase in phases],
+        "phases-free": runs,
+    }
+
+
+def phases_unpacked(config: Mapping[str, Any], size: int, device: torch.device) -> tuple[Phase, ...]:
+    """What `phases_packed` packed, for models of `size` parameters. Raises Unfit for runs of another number."""
+    shares, counts, runs = (list(config.get(name, ())) for name in ("phases", "phases-count", "phases-free"))
+    found = []
+    for share, counted in zip(shares, counts, strict=False):
+        lengths = [
+            run for run, before in zip(runs, itertools.accumulate(runs, initial=0), strict=False) if before < size
+        ]
+        free = (torch.arange(len(lengths)) % 2 == 1).repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
+        if len(free) != size:
+            raise Unfit(f"the phases say of {len(free)} of {size} parameters which move")
+        found.append(Phase(share, free.to(device), bool(counted)))
+        runs = runs[len(lengths) :]
+    return tuple(found)
 
 
 def unpack_work(form: Form, content: RecordDict, start: Tensor) -> Work:
     """The work [1, P] of the client that got this message."""
     config = ours(content)
     arrays = content.array_records
-    shift: Tensor | float = float(config.get("shift", 0.0))
-    if SHIFT in arrays:
-        shift = form.flat(arrays[SHIFT])[None].to(start)
+
+    def value(name: str, usual: float) -> Tensor | float:
+        """One number, or one for each parameter."""
+        at = f"{OURS}.{name}"
+        return form.flat(arrays[at])[None].to(start) if at in arrays else float(config.get(name, usual))
+
     return Work(
         start[None],
-        shift=shift,
-        scale=float(config.get("scale", 1.0)),
+        shift=value("shift", 0.0),
+        scale=value("scale", 1.0),
         mu=float(config.get("mu", 0.0)),
         velocity=form.flat(arrays[VELOCITY])[None].to(start) if VELOCITY in arrays else None,
         ask=frozenset(config.get("ask", ())),
         other=form.flat(arrays[OTHER])[None].to(start) if OTHER in arrays else None,
-        against=float(config.get("against", 0.0)),
+        against=value("against", 0.0),
+        phases=phases_unpacked(config, len(start), start.device),
     )
 
 
@@ -296,24 +350,26 @@ def pack_cohort(
         vectors(SHIFT, shift.expand(len(shift), work.start.shape[1]))
     elif work.shift:
         config["shift"] = float(work.shift)
-    if isinstance(work.scale, Tensor):
-        if work.scale.ndim and work.scale.shape[-1] > 1:
-            raise ValueError(
-                "the strategy scales each parameter's gradient apart; a message carries one scale per client"
-            )
-        scale = work.scale.reshape(-1)
-        config["scale"] = (scale[rows] if len(scale) > 1 else scale).tolist()
-    elif work.scale != 1.0:
-        config["scale"] = float(work.scale)
-    if work.mu:
-        config["mu"] = float(work.mu)
+
+    def values(name: str, value: Tensor | float, usual: float) -> None:
+        """A number for all, for each client, or for each parameter."""
+        if isinstance(value, Tensor) and parameterwise(value):
+            vectors(f"{OURS}.{name}", value.reshape(-1, value.shape[-1]))
+        elif isinstance(value, Tensor):
+            config[name] = value.expand(len(work.start), 1)[rows, 0].tolist()
+        elif value != usual:
+            config[name] = float(value)
+
+    values("scale", work.scale, 1.0)
+    values("mu", work.mu, 0.0)
     if work.velocity is not None:
         vectors(VELOCITY, work.velocity)
     if work.other is not None:
         vectors(OTHER, work.other)
-        config["against"] = float(work.against)
+        values("against", work.against, 0.0)
     if work.ask:
         config["ask"] = sorted(work.ask)
+    config.update(phases_packed(work.phases))
     config["each"] = each
     return {**records, OURS: config}
 
@@ -339,16 +395,23 @@ def unpack_cohort(form: Form, content: RecordDict, device: torch.device) -> Coho
             like
         )
 
-    scale = config.get("scale", 1.0)
+    def value(name: str, usual: float) -> Tensor | float:
+        """A number for all, for each client, or for each parameter."""
+        if (at := f"{OURS}.{name}") in arrays:
+            return vectors(at)
+        given = config.get(name, usual)
+        return torch.tensor(given, dtype=torch.float64).to(like)[:, None] if isinstance(given, list) else float(given)
+
     work = Work(
         vectors("arrays").expand(k, -1),
-        shift=vectors(SHIFT) if SHIFT in arrays else float(config.get("shift", 0.0)),
-        scale=torch.tensor(scale).to(like)[:, None] if isinstance(scale, list) else float(scale),
-        mu=float(config.get("mu", 0.0)),
+        shift=value("shift", 0.0),
+        scale=value("scale", 1.0),
+        mu=value("mu", 0.0),
         velocity=vectors(VELOCITY).expand(k, -1) if VELOCITY in arrays else None,
         ask=frozenset(config.get("ask", ())),
         other=vectors(OTHER).expand(k, -1) if OTHER in arrays else None,
-        against=float(config.get("against", 0.0)),
+        against=value("against", 0.0),
+        phases=phases_unpacked(config, sum(form.layout.sizes), device),
     )
     keys = torch.tensor(config["keys"], dtype=torch.int64, device=device)
     efforts = torch.tensor(config["efforts"], dtype=torch.float32)

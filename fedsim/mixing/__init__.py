@@ -10,6 +10,7 @@ fixed.py     weights on a networkx graph with nodes 0..n-1. They are those of th
 varying.py   graphs that change from round to round. Those that need no topology are built over the k nodes present as
              if these were all there are (they close ranks: the r-th of those present plays node r of k).
 families.py  EquiTopo, and averaging in the groups of a grid: the same.
+optimised.py the fastest weights, and matchings drawn by the best probabilities (MATCHA).
 changes.py   link failures on top of any mixing; a user's function of t; `lazy`.
 links.py     a graph's edges, put on the device once per graph; a graph must not be changed after its first use.
 
@@ -23,6 +24,7 @@ from fedsim.mixing.edges import Average, Edges, Mixing
 from fedsim.mixing.families import EquiDynamic, EquiStatic, GridGroups
 from fedsim.mixing.fixed import Alone, BestConstant, Complete, DecAvg, MaxDegree, Metropolis, Neighbour, Push
 from fedsim.mixing.links import senders
+from fedsim.mixing.optimised import Fastest, Matcha
 from fedsim.mixing.varying import (
     Base,
     EdgeMatching,
@@ -42,9 +44,11 @@ NAMES: dict[str, type[Mixing]] = {
     "edge-matching": EdgeMatching,
     "equi-dynamic": EquiDynamic,
     "equi-static": EquiStatic,
+    "fastest": Fastest,
     "grid-groups": GridGroups,
     "lazy": Lazy,
     "link-failures": LinkFailures,
+    "matcha": Matcha,
     "max-degree": MaxDegree,
     "metropolis": Metropolis,
     "neighbour": Neighbour,
@@ -69,9 +73,11 @@ __all__ = [
     "Edges",
     "EquiDynamic",
     "EquiStatic",
+    "Fastest",
     "GridGroups",
     "Lazy",
     "LinkFailures",
+    "Matcha",
     "MaxDegree",
     "Metropolis",
     "Mixing",

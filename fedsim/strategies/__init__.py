@@ -23,6 +23,7 @@ from fedsim.strategies.feddyn import FedDyn
 from fedsim.strategies.fednova import FedNova
 from fedsim.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fedsim.strategies.fedprox import FedProx
+from fedsim.strategies.fedrep import FedRep
 from fedsim.strategies.fedstale import FedStale
 from fedsim.strategies.fedvarp import FedVARP
 from fedsim.strategies.gain_correction import GainCorrection
@@ -31,7 +32,7 @@ from fedsim.strategies.gossip_pga import GossipPGA
 from fedsim.strategies.gradient_tracking import GradientTracking
 from fedsim.strategies.max_norm_sync import MaxNormSync
 from fedsim.strategies.mifa import MIFA
-from fedsim.strategies.mimelite import MimeLite
+from fedsim.strategies.mime import Mime, MimeLite
 from fedsim.strategies.personal import Personal
 from fedsim.strategies.qg_dsgdm import QGDSGDm
 from fedsim.strategies.random_walk import RandomWalk
@@ -75,6 +76,7 @@ __all__ = [
     "FedDyn",
     "FedNova",
     "FedProx",
+    "FedRep",
     "FedStale",
     "FedVARP",
     "FedYogi",
@@ -83,6 +85,7 @@ __all__ = [
     "GossipPGA",
     "GradientTracking",
     "MaxNormSync",
+    "Mime",
     "MimeLite",
     "Personal",
     "QGDSGDm",

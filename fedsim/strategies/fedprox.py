@@ -65,6 +65,9 @@ class FedProx(Wrapper):
         work = self.inner.send(self.within(s), who)
         return work._replace(mu=work.mu + self.mu)
 
+    def surveyed(self, s: Any, r: Round) -> Any:
+        return Wrapper.surveyed(self, s, self.heard(r))
+
     def step(self, s: Any, r: Round) -> Any:
         return Wrapper.step(self, s, self.heard(r))
 

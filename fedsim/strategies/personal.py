@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from fedsim.task import Layout
 
 
+UNKNOWN = (
+    "{} tells clients {}, and of the part that they keep nobody knows what that would be; take another strategy inside"
+    " Personal"
+)
 KNOWN = ("start", "shift", "scale", "mu", "ask")  # what of a Work is understood for the local part
 
 
@@ -52,6 +56,8 @@ class Personal(Wrapper):
 
     def __post_init__(self) -> None:
         needs_a_server(self)
+        if self.keep and self.inner.personal:
+            raise ValueError("Personal around Personal: name all that clients keep in one, in its keep")
 
     def init(self, x: Tensor, p: Tensor, key: int = 0) -> State:
         split = self.split(x)
@@ -75,6 +81,12 @@ class Personal(Wrapper):
     def within(self, state: State) -> Any:
         return state.inner._replace(x=state.x[self.split(state.x).others])
 
+    def survey(self, state: State, who: Tensor) -> Work | None:
+        work = self.inner.survey(self.within(state), who)
+        if work is not None and self.keep:
+            raise ValueError(UNKNOWN.format(type(core(self.inner)).__name__, "a gradient of all"))
+        return work
+
     def send(self, state: State, who: Tensor) -> Work:
         import torch
 
@@ -83,11 +95,9 @@ class Personal(Wrapper):
             return work
         for name in work._fields:
             value = getattr(work, name)
-            if name not in KNOWN and not (value is None or isinstance(value, (int, float))):
-                raise ValueError(
-                    f"{type(core(self.inner)).__name__} tells clients a {name}, and of the part that they keep nobody"
-                    " knows what that would be; take another strategy inside Personal"
-                )
+            plain = value is None or isinstance(value, (int, float)) or (name == "phases" and not value)
+            if not plain and (name not in KNOWN or (name == "scale" and value.shape[-1] > 1)):
+                raise ValueError(UNKNOWN.format(type(core(self.inner)).__name__, f"a {name}"))
         split, h = self.split(state.x), self.kept(state, who)
         shift = work.shift
         if not isinstance(shift, (int, float)):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.engine import Answer
+from fedsim.engine.plan import counted, ends
 from fedsim.local import LocalSGD
 from fedsim.strategy import Work
 from fedsim.task import Task, make_task
@@ -68,16 +69,25 @@ class Honest:
         raw = torch.zeros_like(y)
         for s in range(max(steps, default=0)):
             busy = (torch.tensor(steps) > s)[:, None]
+            moves, counts = busy.expand_as(y), busy
+            if work.phases:
+                now = [work.phases[sum(s >= end for end in ends(work.phases, steps[j])[:-1])] for j in range(len(y))]
+                moves = moves & torch.stack([phase.free for phase in now])
+                counts = counts & torch.tensor([[phase.counts] for phase in now])
             force = work.scale * a * (y - b) - second + work.mu * (y - start) + work.shift
-            raw = raw + torch.where(busy, a * (y - b), 0.0)
-            v = torch.where(busy, local.momentum * v + force, v)
-            y = torch.where(busy, y - lr * v, y)
-        span = torch.tensor([local.span(s, t, work.mu) for s in steps], dtype=y.dtype) * work.scale
+            raw = raw + torch.where(moves & counts, a * (y - b), 0.0)
+            v = torch.where(moves, local.momentum * v + force, v)
+            y = torch.where(moves, y - lr * v, y)
+        steps = counted(work, steps)
+        pulls = torch.as_tensor(work.mu).expand(len(steps), 1)[:, 0].tolist()
+        worth = torch.tensor([local.span(s, t, mu) for s, mu in zip(steps, pulls, strict=True)], dtype=y.dtype)
+        scale = torch.as_tensor(work.scale, dtype=y.dtype)
+        span = None if scale.shape[-1:].numel() > 1 else worth * (scale[..., 0] if scale.ndim else scale)
         told = {"velocity": v} if local.momentum and "velocity" in work.ask else {}
         if "loss-at-start" in work.ask:
             told["loss-at-start"] = 0.5 * (a * (start - b) ** 2).sum(1)
         if "mean-gradient" in work.ask:
-            told["mean-gradient"] = raw / torch.tensor(steps, dtype=y.dtype)[:, None]
+            told["mean-gradient"] = raw / torch.tensor(steps, dtype=y.dtype).clamp(min=1)[:, None]
         if "gradient-at-start" in work.ask:
             told["gradient-at-start"] = a * (start - b)
         return Answer(who, y - start, span, y.new_zeros(len(who)), told)

@@ -95,7 +95,8 @@ class _Deaf:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         answer = self.clients(*args, **kwargs)
         keep = torch.tensor([i not in self.lost for i in answer.who.tolist()], dtype=torch.bool)
-        parts = {name: getattr(answer, name)[keep] for name in ("who", "delta", "span", "loss")}
+        given = {name: getattr(answer, name) for name in ("who", "delta", "span", "loss")}
+        parts: dict[str, Any] = {name: None if value is None else value[keep] for name, value in given.items()}
         return answer._replace(**parts, told={name: value[keep] for name, value in answer.told.items()})
 
 
@@ -126,8 +127,7 @@ class _Watched:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         answer = self.clients(*args, **kwargs)
         told = {name: value.clone() for name, value in answer.told.items()}
-        kept = answer._replace(**{k: getattr(answer, k).clone() for k in ("who", "delta", "span", "loss")}, told=told)
-        self.given.append((answer, kept))
+        self.given.append((answer, copied(answer)._replace(told=told)))
         return answer
 
 
@@ -143,7 +143,7 @@ def donation_is_safe(strategy: Strategy, stage: Stage) -> None:
         same({"round.who": round.who}, {"round.who": other.who}, text, round.t, round.who)
         same({"round.delta": round.delta}, {"round.delta": other.delta}, text, round.t, round.who)
         same(a, b, text, round.t, round.who)
-        for answer, kept in engine.given[-1:]:
+        for answer, kept in engine.given:
             for name in ("who", "delta", "span", "loss"):
                 text = "after step, which wrote into it, where the client had answered"
                 now, then = {f"round.{name}": getattr(answer, name)}, {f"round.{name}": getattr(kept, name)}
@@ -152,6 +152,7 @@ def donation_is_safe(strategy: Strategy, stage: Stage) -> None:
                 at = f"round.told[{name!r}]"
                 text = "after step, which wrote into it, where the client had answered"
                 same({at: answer.told[name]}, {at: kept.told[name]}, text, round.t, round.who)
+        engine.given.clear()
     text = "after the run, which wrote into it, where it was"
     same(
         {"the first model, which is the caller's,": x},

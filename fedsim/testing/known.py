@@ -29,6 +29,7 @@ OWN: dict[str, dict[str, str]] = {
     "FedAWE": {"a_wrapper_around_it_changes_nothing": "clients start from their own models, not from x"},
     "GainCorrection": {"is_well_formed": ELSEWHERE},
     "MaxNormSync": {"is_well_formed": ELSEWHERE},
+    "FedRep": {"a_wrapper_around_it_changes_nothing": KEPT},
     "Personal": {"a_wrapper_around_it_changes_nothing": KEPT},
     "RandomWalk": {"relabelling_clients_relabels_the_state": MEETS},
     "RelaySGD": {"relabelling_clients_relabels_the_state": "its messages are listed by edge"},

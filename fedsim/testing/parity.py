@@ -22,6 +22,8 @@ def flower_gives_the_same(strategy: Strategy, stage: Stage) -> None:
         raise Inapplicable("Flower has one model, on a server; gossip has one for each node")
     if type(core(strategy)).pick is not Strategy.pick:
         raise Inapplicable("it picks clients itself, and Flower asks whom it samples")
+    if type(core(strategy)).survey is not Strategy.survey:
+        raise Inapplicable("it asks its clients before it tells them what to do, and a Flower round has one exchange")
     if importlib.util.find_spec("flwr") is None:
         raise Inapplicable("flwr is not installed")
     from fedsim.engine import Loop

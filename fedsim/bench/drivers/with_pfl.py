@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +29,27 @@ def drive(world: World, turns: Turns) -> None:
         }  # fmt: skip
     import numpy as np
     import torch
+
+    torch.set_num_threads(int(world.setting.get("threads", 1)))
+    inputs, targets = torch.from_numpy(world.normalised()), torch.from_numpy(world.targets)
+    module = world.module()
+    module.loss = lambda x, y: torch.nn.functional.cross_entropy(module(x), y)
+    draw = np.random.default_rng([1, rank])
+
+    def holds(user: int) -> Any:  # a client's examples, as often and in the order in which it goes through them
+        places = torch.from_numpy(world.minibatches(user, draw).reshape(-1))
+        return inputs[places], targets[places]
+
+    users = (int(i) for cohort in world.cohorts for i in cohort)
+    run(world, turns, module, holds, users, speaks=rank == 0)
+
+
+def run(
+    world: World, turns: Turns, module: Any, holds: Callable[[int], Any], users: Iterator[int], speaks: bool = True
+) -> None:
+    """All rounds with a module that has a `loss`; `holds` gives the inputs and targets of a user, in the order in which
+    they make minibatches. Of several ranks one `speaks`."""
+    import torch
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.algorithm.base import NNAlgorithmParams
     from pfl.algorithm.federated_averaging import FederatedAveraging
@@ -38,24 +60,14 @@ def drive(world: World, turns: Turns) -> None:
     from pfl.metrics import Metrics, Weighted
     from pfl.model.pytorch import PyTorchModel
 
-    torch.set_num_threads(int(world.setting.get("threads", 1)))
     work = world.workload
-    inputs, targets = torch.from_numpy(world.normalised()), torch.from_numpy(world.targets)
-    module = world.module()
-
-    def loss(x: Any, y: Any) -> Any:
-        return torch.nn.functional.cross_entropy(module(x), y)
+    on_gpu = any(value.is_cuda for value in module.parameters())
 
     def metrics(x: Any, y: Any) -> Any:  # asked for once, in the first round
         with torch.no_grad():
-            return {"loss": Weighted(float(loss(x, y)) * len(y), len(y))}
+            return {"loss": Weighted(float(module.loss(x, y)) * len(y), len(y))}
 
-    module.loss, module.metrics = loss, metrics
-    draw = np.random.default_rng([1, rank])
-
-    def holds(user: int) -> Any:  # a client's examples, as often and in the order in which it goes through them
-        places = torch.from_numpy(world.minibatches(user, draw).reshape(-1))
-        return PyTorchTensorDataset((inputs[places], targets[places]), user_id=str(user))
+    module.metrics = metrics
 
     class Turn(TrainingProcessCallback):  # type: ignore[misc]
         """Where pfl tells that a round is over."""
@@ -69,15 +81,19 @@ def drive(world: World, turns: Turns) -> None:
             return False, self.lap()
 
         def lap(self) -> Any:
-            """The first rank speaks for all; the others wait for it when they add up."""
-            if rank == 0:
+            """When the device is done. The first rank speaks for all; the others wait for it when they add up."""
+            if on_gpu:
+                torch.cuda.synchronize()
+            if speaks:
                 turns.lap()
             return Metrics()
 
-    users = (int(i) for cohort in world.cohorts for i in cohort)
+    def dataset(user: int) -> Any:
+        return PyTorchTensorDataset(holds(user), user_id=str(user))
+
     model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
-    backend = SimulatedBackend(FederatedDataset(holds, lambda: next(users)), None)
-    turns.model = lambda: torch.nn.utils.parameters_to_vector(module.parameters()).detach().numpy()
+    backend = SimulatedBackend(FederatedDataset(dataset, lambda: next(users)), None)
+    turns.model = lambda: torch.nn.utils.parameters_to_vector(module.parameters()).detach().cpu().numpy()
     turns.versions("pfl", "torch", "numpy")
     rounds = len(world.cohorts)
     FederatedAveraging().run(
