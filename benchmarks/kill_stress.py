@@ -1,27 +1,25 @@
 """A run killed again and again ends with the result of one that was left alone, bit for bit.
 
-    python benchmarks/kill_stress.py --minutes 10        # writes benchmarks/results/kill_stress.json
+    python benchmarks/kill_stress.py --kills 300        # writes benchmarks/results/kill_stress.json
 
-Every strategy of `fedsim.strategies` and a few wrapped ones, two seeds each, on a small task with checkpoint-every = 3,
-seven strategies to a comparison, by the command's own code in processes of their own (all but the drawing, which takes
-longer than the rest). A process gets SIGKILL after a time drawn evenly from nothing to half of what it would take
-(5 % more after each kill, or a busy machine would never let one through); `fedsim resume` follows, is killed in its
-turn, and so on until one gets through. Then metrics.csv, hashes.csv,
-clients.csv and the resolved experiment must be those of the comparison that nothing happened to, byte for byte, and
-result.json too but for times; and nothing else may lie around. Then anew with the next seven and other moments, until
-the time is up. A process that ends otherwise than by the kill, or well, ends the script with an error.
+Every strategy of `fedsim.strategies`, for servers and for networks, and a few wrapped ones, two seeds each, on a small
+task with checkpoint-every = 3, seven strategies to a comparison. Each comparison runs undisturbed first, and that
+warms this process up: it forks one for every command, with all imported that a command needs. A process gets SIGKILL:
+four in five once it has written a checkpoint and then a time has passed that is drawn evenly, up to half of what the
+comparison takes undisturbed; the fifth after such a time from its start. `fedsim resume` follows, is killed in its
+turn, and so on until one gets through. Then metrics.csv, hashes.csv, clients.csv and the resolved experiment must be
+those of the comparison that nothing happened to, byte for byte, and result.json too but for times; and nothing else may
+lie around. Then anew with the next seven and other moments, until there were enough kills and every comparison had its
+turn. A process that ends otherwise than by the kill, or well, ends the script with an error.
 
-15 minutes on two cores shared with much other work, torch 2.13.0+cpu (a comparison took 25 s undisturbed, most of it
-before its first checkpoint, and so 69 of the kills came before it):
-
-    kills    before the first checkpoint    under way    comparisons brought to an end    differing
-       96                             69           26                                6            0
+TABLE
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -29,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from fedsim import cli, compare, experiment, report, standing, strategies
 from fedsim.files import write_json
 from fedsim.record import read_result
 from fedsim.report import page
+from fedsim.strategy import GossipStrategy, core
 
 RESULTS = Path(__file__).parent / "results"
 SAME = ("metrics.csv", "hashes.csv", "clients.csv", "experiment.toml")
@@ -54,11 +54,12 @@ TABLES: dict[str, Any] = {
     "participation": {"name": "bernoulli", "probabilities": 0.4},
     "local": {"lr": 0.1, "steps": 2, "batch": 4},
     "run": {
-        "rounds": 15, "seeds": [1, 2], "eval-every": 2, "device": "cpu", "chunk": 4, "threads": 1, "together": 8,
+        "rounds": 30, "seeds": [1, 2], "eval-every": 2, "device": "cpu", "chunk": 4, "threads": 1, "together": 8,
         "checkpoint-every": 3,
     },
 }  # fmt: skip
 SEVEN = 7  # strategies compared with each other
+EARLY = 0.2  # of the kills come at any moment; the others once there is a checkpoint
 GRAPHS: tuple[dict[str, Any], ...] = (
     {}, {"topology": "ring"}, {"topology": "complete"}, {"topology": {"name": "networkx:path_graph", "n": 8}},
 )  # fmt: skip
@@ -81,23 +82,64 @@ def entry(name: str) -> dict[str, Any]:
     raise ValueError(f"no graph suits {name}")
 
 
-def killed(arguments: list[str], after: float | None) -> int | None:
-    """Run a command in a process of its own and kill it after so many seconds; its exit code, None if it was killed."""
+def begun(arguments: list[str]) -> int:
+    """A command in a process of its own: which it is."""
     sys.stdout.flush()
     child = os.fork()
     if not child:
         code = 1
         try:
-            cli.main(arguments)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
+            code = here(arguments)
         finally:
             os._exit(code)
-    if after is not None:
-        time.sleep(after)
-        os.kill(child, signal.SIGKILL)
+    return child
+
+
+def here(arguments: list[str]) -> int:
+    """A command in this process, and its exit code."""
+    try:
+        cli.main(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    raise AssertionError("a command exits")
+
+
+def ended(child: int, within: float, until: Callable[[], bool] = lambda: False) -> int | None:
+    """The exit code of a process that ends within so many seconds; None: it does not, or `until` has come true."""
+    clock = time.monotonic()
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() - clock >= within or until():
+            return None
+        time.sleep(0.001)
+
+
+def killed(arguments: list[str], run: Path, after: float, early: bool) -> int | None:
+    """A command killed so many seconds after it has written a checkpoint, or after its start; its exit code where it
+    ends before that, None if it was killed."""
+    there = numbers(run)
+    child = begun(arguments)
+    code = None if early else ended(child, math.inf, lambda: bool(numbers(run) - there))
+    code = ended(child, after) if code is None else code
+    if code is not None:
+        return code
+    os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def numbers(run: Path) -> set[str]:
+    """The checkpoints of a run folder."""
+    return {path.stem for path in (run / standing.FOLDER).glob("[0-9]*.json")}
+
+
+def family(strategy: Any) -> str:
+    """What a strategy is: for a server, for a network, or wrapped around one."""
+    if core(strategy) is not strategy:
+        return "wrapped"
+    return "gossip" if isinstance(strategy, GossipStrategy) else "server"
 
 
 def differs(one: Path, other: Path) -> str:
@@ -112,19 +154,19 @@ def differs(one: Path, other: Path) -> str:
     return f"{', '.join(sorted(besides))} lies around" if besides else ""
 
 
-def to_the_end(file: Path, run: Path, longest: float, dice: random.Random) -> Counter[str]:
-    """A run killed until it gets through, and how each kill left it. Raises ValueError where a process ends badly."""
+def to_the_end(file: Path, run: Path, longest: float, dice: random.Random, of: Mapping[str, str]) -> Counter[str]:
+    """A run killed until it gets through, how each kill left it, and how many runs of each family (by label in `of`)
+    were under way then. Raises ValueError where a process ends badly."""
     found: Counter[str] = Counter()
     while True:
         new = not (run / "experiment.toml").exists()
         command = ["run", str(file), "--out", str(run), "--quiet"] if new else ["resume", str(run), "--quiet"]
-        code = killed(command, dice.uniform(0, longest))
+        code = killed(command, run, dice.uniform(0, longest), dice.random() < EARLY)
         if code is not None and code != 0:
             raise ValueError(f"{' '.join(command)} ended with {code}")
         if code == 0:
             return found
         found["kills"] += 1
-        longest *= 1.05
         left = list(run.glob("**/.*.[tp]*[pl]"))
         found["in the middle of replacing a file"] += bool(left)
         if not (run / "experiment.toml").exists():
@@ -135,12 +177,14 @@ def to_the_end(file: Path, run: Path, longest: float, dice: random.Random) -> Co
             found["between two waves of runs"] += 1
         else:
             found["under way"] += 1
+            for label in {label for label, _ in saved.under_way}:
+                found[f"{of[label]}: {label}"] += 1
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "kill_stress.json")
     given = parser.parse_args(arguments)
@@ -153,24 +197,30 @@ def main(arguments: list[str] | None = None) -> None:
     comparisons = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        took = []
+        took, of = [], dict[str, str]()
         for g, group in enumerate(groups):
             file = folder / f"{g}.toml"
             file.write_text(tomli_w.dumps(TABLES | {"strategy": group}))
-            clock = time.monotonic()
-            if killed(["run", str(file), "--out", str(folder / f"{g}-alone"), "--quiet"], None) != 0:
-                raise ValueError(f"group {g} does not run")
+            of |= {entry.label: family(entry.strategy) for entry in experiment.load(file).entries}
+            for turn in ("warm", "alone"):
+                clock = time.monotonic()
+                if here(["run", str(file), "--out", str(folder / f"{g}-{turn}"), "--quiet"]) != 0:
+                    raise ValueError(f"group {g} does not run")
             took.append(time.monotonic() - clock)
-        while time.monotonic() - begun < 60 * given.minutes or comparisons < len(groups):
+        while found["kills"] < given.kills or comparisons < len(groups):
             g = comparisons % len(groups)
             run = folder / f"{g}-{comparisons}"
-            found += to_the_end(folder / f"{g}.toml", run, took[g] / 2, dice)
+            found += to_the_end(folder / f"{g}.toml", run, took[g] / 2, dice, of)
             if wrong := differs(run, folder / f"{g}-alone"):
                 raise ValueError(f"after {found['kills']} kills: {wrong}")
             comparisons += 1
             print(f"{comparisons} comparisons the same after {found['kills']} kills", flush=True)
+    each = {label: found.pop(f"{what}: {label}", 0) for label, what in of.items()}
     write_json(given.out, {
         "strategies": len(entries), "comparisons_brought_to_an_end": comparisons, "differing": 0, **found,
+        "kills_under_way_of_each": {
+            what: {label: each[label] for label in of if of[label] == what} for what in ("server", "gossip", "wrapped")
+        },
         "seconds_of_a_comparison_undisturbed": sum(took) / len(took), "minutes": (time.monotonic() - begun) / 60,
         "seed": given.seed, "torch": str(torch.__version__), "threads": 1,
     })  # fmt: skip

@@ -24,15 +24,14 @@ def save_checkpoint(path: str | Path, state: Any, t: int, meta: dict[str, Any] |
 
     Atomic: a crash leaves the file that was there before. Raises OSError with one line when it cannot be written.
     """
-    from safetensors.torch import save
-
     from fedsim.files import write_atomically
+    from fedsim.tensors import written
 
     tensors: dict[str, Tensor] = {}
     structure = take_apart(state, "state", tensors)
     content = {"format": FORMAT, "t": t, "meta": meta or {}, "structure": structure}
     header = json.dumps(content | {"digest": _digest(content, tensors)})
-    write_atomically(Path(path), save(tensors, {"fedsim": header}))
+    write_atomically(Path(path), written(tensors, {"fedsim": header}))
 
 
 def load_checkpoint(path: str | Path, like: Any) -> tuple[Any, int, dict[str, Any]]:
@@ -72,13 +71,13 @@ def load_checkpoint(path: str | Path, like: Any) -> tuple[Any, int, dict[str, An
 
 def _digest(content: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """SHA-256 of all that a checkpoint says, so that no bit of it changes unnoticed."""
-    import torch
+    from fedsim.tensors import pieces
 
     hashed = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in sorted(tensors):
         hashed.update(f"{name} {_show(tensors[name])}".encode())
-        if tensors[name].numel():
-            hashed.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        for piece in pieces(tensors[name]):
+            hashed.update(piece)
     return hashed.hexdigest()
 
 
@@ -105,12 +104,12 @@ def _is_table(value: Any) -> bool:
 
 
 def take_apart(value: Any, at: str, tensors: dict[str, Tensor]) -> Any:
-    """The structure of a state as JSON holds it; copies of its tensors go into `tensors`, named by where they are.
-    Raises ValueError for what a state cannot hold."""
+    """The structure of a state as JSON holds it; its tensors themselves go into `tensors`, named by where they are, and
+    are to be written before the state is played on. Raises ValueError for what a state cannot hold."""
     import torch
 
     if isinstance(value, torch.Tensor):
-        tensors[at] = value.detach().to("cpu", copy=True).contiguous()
+        tensors[at] = value.detach()
         return {"tensor": at}
     if _is_table(value):
         parts = value.tensors()

@@ -31,7 +31,7 @@ from fedsim.events import (
     Timed,
 )
 from fedsim.lockstep import Together, Turn, advance, own_turn
-from fedsim.playing import Run, World, mean, owns_its_loop, start, trains_alone
+from fedsim.playing import Run, World, owns_its_loop, start, trains_alone
 from fedsim.standing import fingerprint
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Absent", "Began", "Clients", "Event", "Failed", "Finished", "Heard", "Measured", "Planned", "Played", "Stand",
-    "Timed", "World", "as_result", "compare", "load_data", "make_world", "mean", "plan", "prepared",
+    "Timed", "World", "as_result", "compare", "load_data", "make_world", "plan", "prepared",
     "settle", "trains_alone",
 ]  # fmt: skip
 

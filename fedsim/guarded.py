@@ -54,7 +54,7 @@ def arrays(path: Path) -> dict[str, NDArray[Any]]:
         file.seek(0)
         try:
             return _members(file, size) if zipped else {"": _array(file, size)}
-        except (ValueError, OSError):
+        except ValueError:
             raise
         except Exception as error:  # zipfile and numpy let through whatever damage makes them stumble
             raise ValueError(" ".join(f"it is damaged ({type(error).__name__}: {error})".split())) from error

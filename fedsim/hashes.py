@@ -14,12 +14,12 @@ values of metrics.csv are numbers, and whoever reads it as such goes on doing so
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from fedsim import reread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,13 +52,18 @@ def link(before: str, lines: bytes, model: str) -> str:
 
 
 def read(folder: str | Path) -> list[Link]:
-    """The lines of hashes.csv; none in a folder of before there were any. A last line cut short is passed over."""
+    """The lines of hashes.csv; none in a folder of before there were any. A last line cut short is passed over. Raises
+    ValueError where the file is damaged."""
     path = Path(folder) / FILE
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    return [Link(row["strategy"], int(row["seed"]), int(row["round"]), row["model"], row["chain"]) for row in rows]
+    columns = dict(zip(HEAD, (reread.label, reread.whole, reread.count, reread.digest, reread.digest), strict=True))
+    order, found = reread.Order(path), []
+    for line, values in reread.table(path, columns):
+        one = Link(*values)
+        order(line, one.strategy, one.seed, one.round)
+        found.append(one)
+    return found
 
 
 def last(links: Iterable[Link]) -> dict[tuple[str, int], str]:

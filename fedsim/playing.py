@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.events import Absent, Clients, Event, Failed, Finished, Measured, Played, Timed
@@ -150,7 +150,7 @@ def tell(
                     metrics |= {"present": float(k), "bytes_up": so_far.up / 8, "bytes_down": so_far.down / 8}
                     metrics |= getattr(step, "metrics", {})
                 if done > 0.8 * rounds:
-                    so_far.late.append(metrics)
+                    so_far.late.add(metrics)
                 digest = hashes.of_model(model)
             if not goes_on:
                 spent["evaluation"] += time.perf_counter() - clock  # keeping the book included
@@ -213,7 +213,7 @@ def tell(
         seed,
         rounds,
         metrics,
-        mean(so_far.late),
+        so_far.late.mean(),
         sum(spent.values()),
         so_far.trainings / max(spent["training"], 1e-9),
         summary,
@@ -333,9 +333,3 @@ def error(
     best = minimum(world, entry.local.weight_decay)
     x = one(step.model)
     return optimum.split(world.task, entry.local, strategy, step.state, x, world.p, shares, best)._asdict()
-
-
-def mean(evaluations: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each metric that all evaluations have."""
-    shared = [name for name in evaluations[0] if all(name in metrics for metrics in evaluations)]
-    return {name: sum(metrics[name] for metrics in evaluations) / len(evaluations) for name in shared}

@@ -35,9 +35,27 @@ if TYPE_CHECKING:
     from fedsim.participation import Schedule
     from fedsim.task import Task
 
-FORMAT = 1
+FORMAT = 2  # of 1 the evaluations of the last fifth were kept one by one
 FOLDER = "checkpoints"
 KEPT = 2  # should the last one be damaged, there is one before it
+
+
+@dataclass
+class Late:
+    """The mean of some evaluations, of each metric that all of them have. However many they are it takes no more."""
+
+    count: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """One more."""
+        before = self.sums if self.count else dict.fromkeys(metrics, 0.0)
+        self.sums = {name: total + metrics[name] for name, total in before.items() if name in metrics}
+        self.count += 1
+
+    def mean(self) -> dict[str, float]:
+        """Their means, by metric; none while there are no evaluations."""
+        return {name: total / self.count for name, total in self.sums.items()}
 
 
 @dataclass
@@ -56,12 +74,12 @@ class Progress:
     recording: float = 0.0  # seconds in which others wrote down what happened
     steps: int = 0  # that clients took, in all
     examples: int = 0  # in these steps
-    late: list[dict[str, float]] = field(default_factory=list)  # the evaluations of the last fifth of the rounds
+    late: Late = field(default_factory=Late)  # the evaluations of the last fifth of the rounds
 
     def numbers(self) -> dict[str, Any]:
-        """What of it is neither state nor ledger."""
-        kept = ("done", "trainings", "up", "down", "spent", "recording", "steps", "examples", "late")
-        return {name: getattr(self, name) for name in kept}
+        """What of it is neither state nor ledger, as JSON holds it."""
+        kept = ("done", "trainings", "up", "down", "spent", "recording", "steps", "examples")
+        return {name: getattr(self, name) for name in kept} | {"late": vars(self.late)}
 
 
 def fingerprint(task: Task, schedule: Schedule) -> str:
@@ -76,7 +94,7 @@ def fingerprint(task: Task, schedule: Schedule) -> str:
 def save(run: Path, stand: Stand, also: Mapping[str, Any] | None = None) -> Path:
     """Writes a checkpoint into a run folder, and lets go of all but the last `KEPT`; `also` is kept with it, and is
     anything that JSON holds. Raises OSError with one line where it cannot be written, and leaves those before it."""
-    from safetensors.torch import save as to_bytes
+    from fedsim.tensors import hashed, written
 
     folder = run / FOLDER
     with writing(folder):
@@ -89,18 +107,15 @@ def save(run: Path, stand: Stand, also: Mapping[str, Any] | None = None) -> Path
         state = take_apart(progress.state, f"{i}.state", tensors)
         twin = None if progress.book is None else take_apart(progress.book.twin, f"{i}.ledger", tensors)
         runs.append({"strategy": label, "seed": seed, **progress.numbers(), "state": state, "ledger": twin})
-    data = to_bytes(tensors)
-    tensors.clear()
-    digest = hashlib.sha256(data).hexdigest()
-    write_atomically(path.with_suffix(".safetensors"), data)
-    del data
+    digest = hashlib.sha256()
+    write_atomically(path.with_suffix(".safetensors"), hashed(written(tensors), digest))
     alone = [
         {"strategy": said.strategy, "seed": seed, "table": {name: _listed(c) for name, c in said.table.items()}}
         for seed, said in stand.alone.items()
     ]
     content = {
         "format": FORMAT,
-        "tensors": digest,
+        "tensors": digest.hexdigest(),
         "worlds": {str(seed): world for seed, world in stand.worlds.items()},
         "over": [list(each) for each in stand.over],
         "alone": alone,
@@ -140,8 +155,11 @@ class Saved:
         try:
             whole = json.loads(path.read_text(encoding="utf-8"))
             content = whole["content"]
-            if content["format"] != FORMAT:
-                raise ValueError(f"{path} has checkpoint format {content['format']}, this fedsim reads {FORMAT}")
+            if content["format"] not in range(1, FORMAT + 1):
+                found = content["format"]
+                raise ValueError(
+                    f"{path} has checkpoint format {found}, this fedsim reads 1 to {FORMAT}: use a newer one"
+                )
             if whole["sha256"] != _text_digest(json.dumps(content)):
                 raise KeyError
             self._runs = {(run["strategy"], run["seed"]): run for run in content["runs"]}
@@ -160,6 +178,11 @@ class Saved:
     def rounds(self) -> list[int]:
         """The rounds that the runs under way have played."""
         return [run["done"] for run in self._runs.values()]
+
+    @property
+    def under_way(self) -> list[tuple[str, int]]:
+        """Strategy and seed of the runs under way."""
+        return list(self._runs)
 
     def alone(self) -> dict[int, Clients]:
         """By seed, how clients fare who train by themselves, of the runs that are over."""
@@ -197,8 +220,13 @@ class Saved:
                     progress.book.twin = taken_together(run["ledger"], progress.book.twin, file.get_tensor)
             except ValueError as error:
                 raise ValueError(f"{self.path} does not fit {label}, seed {seed}: {error}") from None
-        for name in progress.numbers():
+        for name in progress.numbers().keys() - {"late"}:
             setattr(progress, name, run[name])
+        if isinstance(run["late"], list):
+            for metrics in run["late"]:
+                progress.late.add(metrics)
+        else:
+            progress.late = Late(**run["late"])
         return True
 
 
@@ -223,7 +251,7 @@ def _numbers(folder: Path) -> Iterator[int]:
     """The numbers of a folder's checkpoints."""
     if folder.is_dir():
         for path in folder.iterdir():
-            if re.fullmatch(r"\d{6,}\.json", path.name):
+            if re.fullmatch(r"\d{6,}\.json", path.name) and path.is_file():
                 yield int(path.stem)
 
 

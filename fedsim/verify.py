@@ -14,15 +14,14 @@ is counted and not computed, rounds, who was present and bytes, has to be equal 
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim import hashes, record
+from fedsim.record.contents import read_whole_result
+from fedsim.record.reading import metric_lines
 
 if TYPE_CHECKING:
     from fedsim.experiment import Experiment
@@ -77,9 +76,9 @@ def book(folder: Path) -> str:
     """What in a folder does not fit the rest of it, in words: lines of metrics.csv that were changed, taken out or put
     in after they were recorded, results that are not those of the metrics, another schedule. "" where all fits."""
     record.check_format(folder)
-    lines = _lines(folder)
+    lines = metric_lines(folder)
     links = hashes.read(folder)
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result = read_whole_result(folder)
     runs = {(run["strategy"], run["seed"]): run for run in result["runs"]}
     if links:
         cut = [where for where in list(lines)[-1:] if where[:2] not in runs]  # killed between two writes
@@ -90,14 +89,16 @@ def book(folder: Path) -> str:
     metrics = recorded(folder)
     for (strategy, seed), run in runs.items():
         last = metrics.get((strategy, seed, run["rounds"]), {})
-        for name, value in run["final"].items():
-            if name not in last or not _equal(last[name], value):
+        final, late_mean = run.get("final", {}), run.get("final_mean", {})
+        for name in dict.fromkeys([*last, *final]):
+            if name not in last or name not in final or not _equal(last[name], final[name]):
                 return f"result.json was changed after it was recorded: {strategy}, seed {seed}, {name}"
         late = [found for where, found in metrics.items()
                 if where[:2] == (strategy, seed) and where[2] > 0.8 * run["rounds"]]  # fmt: skip
-        for name, value in run["final_mean"].items():
-            mean = sum(found.get(name, math.nan) for found in late) / len(late)
-            if not _equal(mean, value, 1e-12):
+        shared = [name for name in last if all(name in found for found in late)]
+        for name in dict.fromkeys([*shared, *late_mean]):
+            mean = sum(found.get(name, math.nan) for found in late) / max(1, len(late))
+            if name not in late_mean or not _equal(mean, late_mean[name], 1e-12):
                 return f"result.json was changed after it was recorded: {strategy}, seed {seed}, mean {name}"
     return ""
 
@@ -114,17 +115,6 @@ def recorded(folder: Path) -> dict[Where, dict[str, float]]:
     found: dict[Where, dict[str, float]] = {}
     for m in record.read_metrics(folder):
         found.setdefault((m.strategy, m.seed, m.round), {})[m.metric] = m.value
-    return found
-
-
-def _lines(folder: Path) -> dict[Where, bytes]:
-    """The lines of metrics.csv by evaluation, as they stand there."""
-    found: dict[Where, bytes] = {}
-    text = (folder / "metrics.csv").read_text(encoding="utf-8")
-    for line in text[: text.rfind("\n") + 1].splitlines(keepends=True)[1:]:
-        strategy, seed, round, *_ = next(csv.reader(io.StringIO(line)))
-        where = (strategy, int(seed), int(round))
-        found[where] = found.get(where, b"") + line.encode()
     return found
 
 

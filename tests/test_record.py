@@ -74,13 +74,14 @@ def test_numbers_survive(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run", "", {})
     values = [1 / 3, 1e-300, 1e300, float("nan"), float("inf")]
     run.measured("x", 1, 0, {str(i): value for i, value in enumerate(values)})
-    run.finished({"final": {"a": float("nan"), "b": -math.inf, "c": 1 / 3}})
+    name = {"strategy": "x", "seed": 1, "rounds": 1}
+    run.finished({**name, "final": {"a": float("nan"), "b": -math.inf, "c": 1 / 3}})
     run.close()
     found = [m.value for m in read_metrics(tmp_path / "run")]
     assert found[:3] == values[:3]
     assert math.isnan(found[3])
     assert found[4] == math.inf
-    assert read_result(tmp_path / "run") == [{"final": {"a": None, "b": None, "c": 1 / 3}}]  # JSON has no NaN
+    assert read_result(tmp_path / "run") == [{**name, "final": {"a": None, "b": None, "c": 1 / 3}}]  # no NaN in JSON
 
 
 def test_clients_are_written_as_columns_and_read_back(tmp_path: Path) -> None:
@@ -202,11 +203,11 @@ def test_a_full_disk_at_the_start_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 def test_a_full_disk_later_keeps_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunFolder(tmp_path / "run", "", {})
-    run.finished({"strategy": "first"})
+    run.finished({"strategy": "first", "seed": 1, "rounds": 1})
     full_disk(monkeypatch, "result.json")
     with pytest.raises(OSError, match=r"cannot write .*result\.json"):
-        run.finished({"strategy": "second"})
-    assert read_result(tmp_path / "run") == [{"strategy": "first"}]
+        run.finished({"strategy": "second", "seed": 1, "rounds": 1})
+    assert read_result(tmp_path / "run") == [{"strategy": "first", "seed": 1, "rounds": 1}]
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".tmp")]
     run.close()
 
@@ -268,7 +269,9 @@ def test_figures_of_what_went_wrong(tmp_path: Path) -> None:
         run.measured("FedAvg", 1, 0, {"test_accuracy": math.nan, "test_loss": 2.0})
         run.measured("FedAvg", 1, 1, {"test_accuracy": math.nan, "test_loss": 1e30})
         assert report.write_figures(tmp_path / "run") == ["curves"]
-        run.finished({"strategy": "FedAvg", "seed": 1, "final_mean": {"test_accuracy": math.nan, "test_loss": 1e30}})
+        run.finished(
+            {"strategy": "FedAvg", "seed": 1, "rounds": 1, "final_mean": {"test_accuracy": math.nan, "test_loss": 1e30}}
+        )
         assert report.write_figures(tmp_path / "run") == ["curves", "final"]
 
 
@@ -292,8 +295,8 @@ def test_figures_of_clients(tmp_path: Path, n: int, held: bool, classes: bool) -
             final = {"test_loss": 1.0}
             for label, against in (("alone", None), ("FedAvg", "alone"), ("MIFA", "alone")):
                 told = clients_of(n, against, held, classes)
-                run.finished({"strategy": label, "seed": seed, "final_mean": final, "clients": told})
-            run.finished({"strategy": "not measured", "seed": seed, "final_mean": final})
+                run.finished({"strategy": label, "seed": seed, "rounds": 1, "final_mean": final, "clients": told})
+            run.finished({"strategy": "not measured", "seed": seed, "rounds": 1, "final_mean": final})
     runs, labels = read_result(tmp_path / "run"), ["alone", "FedAvg", "MIFA", "not measured"]
     assert (runs[0]["clients"]["by_participation"][0]["loss"] is None) == (held and n == 4)
     drawn = report_clients.clients(runs, pens(labels))
@@ -330,9 +333,10 @@ def test_figures_of_the_ledger_and_of_the_error(tmp_path: Path) -> None:
             table = {"client": np.arange(20), "examples": np.ones(20), "held_out": np.zeros(20), "loss": np.ones(20)}
             table |= {"rate": np.arange(20) / 20, "weight": np.full(20, 0.05)}
             table |= {"effective_weight": np.arange(20) / 190}
-            final = {"strategy": "FedAvg", "seed": seed, "final_mean": {"test_loss": 1.0}}
+            final = {"strategy": "FedAvg", "seed": seed, "rounds": 1, "final_mean": {"test_loss": 1.0}}
             run.finished(final | {"clients": clients.summary(table), "error": terms | {"suboptimality": 0.25}})
-            run.finished({"strategy": "FedAdam", "seed": seed, "final_mean": {}, "error": {"not_split": "why"}})
+            adam = {"strategy": "FedAdam", "seed": seed, "rounds": 1, "final_mean": {}}
+            run.finished(adam | {"error": {"not_split": "why"}})
     assert {"weights", "bias", "error"} <= set(report.write_figures(tmp_path / "run"))
     runs = read_result(tmp_path / "run")
     drawn = report_ledger.weights(runs, pens(["FedAvg", "FedAdam"]))

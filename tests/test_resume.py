@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from fedsim import cli, compare, experiment, standing, strategies
 from fedsim.engine import Stacked
 from fedsim.lock import Lock, Taken
 from fedsim.record import read_metrics, read_result, read_times
-from fedsim.standing import Saved, latest, save
+from fedsim.standing import Late, Progress, Saved, latest, save
 from fedsim.strategy import Round, ServerStrategy
 
 TABLES: dict[str, Any] = {
@@ -224,8 +225,39 @@ def test_a_checkpoint_of_another_world_or_format_is_refused(tmp_path: Path) -> N
         list(compare.compare(made({"name": "MIFA", "label": "FedAvg"}), since=saved[4][0]))
     content = {"format": 99}
     saved[4][0].path.write_text(json.dumps({"sha256": "", "content": content}))
-    with pytest.raises(ValueError, match="has checkpoint format 99, this fedsim reads 1"):
+    with pytest.raises(ValueError, match="has checkpoint format 99, this fedsim reads 1 to 2"):
         latest(tmp_path / "4")
+
+
+def test_a_checkpoint_of_the_first_format_goes_on(tmp_path: Path) -> None:
+    """It kept the evaluations of the last fifth one by one."""
+    plan = made({"name": "MIFA"}, seeds=[3], rounds=10, **{"eval-every": 1})
+    straight, saved = stood(plan, tmp_path, (9,))
+    since, before = saved[9]
+    content = json.loads(since.path.read_text())["content"]
+    assert content["runs"][0]["late"]["count"] == 1
+    (measured,) = [e.metrics for e in straight[:before] if isinstance(e, compare.Measured) and e.round == 9]
+    content["runs"][0]["late"], content["format"] = [measured], 1
+    text = json.dumps(content)
+    since.path.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content}))
+    rest = list(compare.compare(plan, since=Saved(since.path)))
+    assert repr(told(rest)) == repr(told(straight[before:]))
+
+
+def test_what_is_kept_of_evaluations_does_not_grow_with_their_number() -> None:
+    """And it is the mean of each metric that all have, as they come."""
+    draw = random.Random(1)
+    evaluations = [{"a": draw.random(), "b": draw.random(), **({"c": 1.0} if i != 7 else {})} for i in range(400)]
+    progress, lengths = Progress(None), []
+    for i, metrics in enumerate(evaluations, 1):
+        progress.late.add(metrics)
+        lengths.append(len(json.dumps(progress.numbers())))
+        assert progress.late.mean() == pytest.approx(compare.mean(evaluations[:i]), rel=1e-12)
+    assert lengths[-1] < lengths[0] + 20
+    assert Late().mean() == {}
+    progress.late.add({"z": 1.0})
+    progress.late.add({"a": 1.0})
+    assert progress.late.mean() == {}
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -359,6 +391,19 @@ def test_drawing_is_made_up_for(
     assert capsys.readouterr().out == f"{run} is over: all its runs have ended; its figures are drawn now\n"
     assert undrawn == [run]
     same(run, straight)
+
+
+@pytest.mark.parametrize("left", [".lock", f".report.html.{2**22}.tmp", ".schedule-seed1.npz.77.partial"])
+def test_what_the_killed_left_is_cleared_away(left: str, straight: Path, tmp_path: Path, undrawn: list[Path]) -> None:
+    """Killed after it had drawn, before it had let go of the folder; or while it wrote the page again."""
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    (run / left).write_text("77\n")
+    assert command("resume", run) == 0
+    same(run, straight)
+    undrawn.clear()
+    assert command("resume", run) == 0
+    assert undrawn == [], "there is nothing to do"
 
 
 def test_what_cannot_go_on_says_why(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

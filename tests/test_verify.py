@@ -17,6 +17,7 @@ from helpers import command, small
 
 from fedsim import hashes, verify
 from fedsim.participation import Schedule
+from fedsim.record.reading import metric_lines
 
 FILE = small(
     "FedAvg", 'name = "DPSGD"\nlabel = "gossip, plain"\ntopology = "ring"',
@@ -135,7 +136,7 @@ def test_results_that_are_not_those_of_the_metrics_are_found(
 def forged(run: Path) -> None:
     """A number changed, and the chain made to fit again: the folder agrees with itself."""
     changed(run / "metrics.csv", nudged)
-    lines = verify._lines(run)
+    lines = metric_lines(run)
     stand: dict[tuple[str, int], str] = {}
     links = []
     for one in hashes.read(run):

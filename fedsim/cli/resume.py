@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,14 +34,15 @@ def go_on(run: Path, quiet: bool, results: bool = True) -> bool:
     """Go on with the run in a folder; whether a run of it failed."""
     from fedsim.experiment import load
     from fedsim.record import check_format
+    from fedsim.record.contents import read_environment, read_whole_result
 
     check_run(run)
     check_format(run)
-    before = _read(run / "environment.json")
+    before = read_environment(run)
     if "on" in before:
         raise ValueError(f"{run} ran on Flower ({before['on']}), whose clients' state is not here; run it anew")
     experiment = load(run / "experiment.toml")
-    result = _read(run / "result.json")
+    result = read_whole_result(run) if (run / "result.json").exists() else {}
     ended = {(one["strategy"], one["seed"]) for one in (*result.get("runs", ()), *result.get("failed", ()))}
     if ended >= {(entry.label, seed) for entry in experiment.entries for seed in experiment.run.seeds}:
         _over(run, quiet, results)
@@ -50,24 +50,27 @@ def go_on(run: Path, quiet: bool, results: bool = True) -> bool:
     return _go_on(experiment, run, before, quiet, results)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
-
-
 def _over(run: Path, quiet: bool, results: bool) -> None:
-    """Every run has ended: nothing is left to do, but perhaps to draw."""
-    from fedsim import standing
+    """Every run has ended: nothing is left to do, but perhaps to draw, and to clear away what whoever was killed while
+    drawing has left."""
+    from fedsim import lock, standing
+    from fedsim.record.folder import leftovers
     from fedsim.report.page import PAGE, write_page
 
     drawn = (run / PAGE).exists() or not results
-    if not drawn or (run / standing.FOLDER).is_dir():
+    if not drawn or (run / standing.FOLDER).is_dir() or (run / lock.FILE).exists() or leftovers(run):
         from fedsim.report import write_figures
 
-        write_figures(run)
-        if results:
-            write_page(run)
-        standing.discard(run)
+        mine = lock.Lock(run)
+        try:
+            for left in leftovers(run):
+                left.unlink(missing_ok=True)
+            write_figures(run)
+            if results:
+                write_page(run)
+            standing.discard(run)
+        finally:
+            mine.release()
     if not quiet:
         typer.echo(f"{run} is over: all its runs have ended" + ("" if drawn else "; its figures are drawn now"))
 

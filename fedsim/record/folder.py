@@ -9,18 +9,30 @@ import json
 import math
 import os
 import re
+import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from fedsim import hashes
+from fedsim import hashes, reread
 from fedsim.clients import LISTED
 from fedsim.events import Absent, Heard
 from fedsim.files import CannotWrite, write_atomically, write_json, write_text, writing
 from fedsim.lock import Lock
-from fedsim.record.contents import FORMAT, GROWING, NOTES, OURS, check_format, check_free, lacking, read_json
-from fedsim.record.reading import read_clients
+from fedsim.record.contents import (
+    FORMAT,
+    GROWING,
+    NOTES,
+    OURS,
+    changed,
+    check_format,
+    check_free,
+    lacking,
+    read_environment,
+    read_whole_result,
+)
+from fedsim.record.reading import metric_lines, read_clients
 
 if TYPE_CHECKING:
     from fedsim.participation import Schedule
@@ -48,13 +60,13 @@ class RunFolder:
             self._leave(made)
             raise
         try:
-            self._text("experiment.toml", experiment)
+            self.resolved(experiment)
             self._text("environment.json", json.dumps({"format": FORMAT, **environment}, indent=2) + "\n")
             self._result()
             for name, head in GROWING.items():
+                write_atomically(self.path / name, _lines([head]))  # so none is ever empty
                 with writing(self.path / name):
-                    self._open[name] = open(self.path / name, "xb", buffering=0)  # noqa: SIM115  closed in `close`
-                self._add(name, [head])
+                    self._open[name] = open(self.path / name, "ab", buffering=0)  # noqa: SIM115  closed in `close`
         except OSError:
             with contextlib.suppress(OSError):
                 for name in OURS:
@@ -69,6 +81,7 @@ class RunFolder:
         self._columns: list[str] = []  # of clients.csv
         self._open: dict[str, io.FileIO] = {}
         self._chains: dict[tuple[str, int], str] = {}  # where each run's stands, see `fedsim.hashes`
+        self._experiment = ""  # the resolved one, TOML
         self._lock = None
 
     def _leave(self, made: Sequence[Path]) -> None:
@@ -86,7 +99,8 @@ class RunFolder:
         """A folder as it was when `mark` told what was `there` and the runs named had ended; None: when it was new.
         What came after is cut off. `environment` is that of who goes on, and is kept beside the first.
 
-        Raises `lock.Taken` where another process is at work in it, ValueError where it has less than it had then.
+        Raises `lock.Taken` where another process is at work in it, ValueError where it has less than it had then, or
+        something else.
         """
         self = cls.__new__(cls)
         self._at(path)
@@ -95,9 +109,16 @@ class RunFolder:
             check_format(self.path)
             if there is not None and (short := lacking(self.path, there)):
                 raise ValueError(short)
-            for left in self.path.iterdir():
-                if re.fullmatch(r"\..+\.\d+\.(tmp|partial)", left.name):  # of a process that was killed while it wrote
-                    left.unlink(missing_ok=True)
+            tables = reread.toml(self.path / "experiment.toml")
+            before = None if there is None else there.get("experiment")
+            if before is not None and (other := changed(tomllib.loads(before), tables)):
+                raise ValueError(
+                    f"{self.path / 'experiment.toml'} was changed after the run began: {other}; change it back, or run "
+                    "it anew in another folder"
+                )
+            self._experiment = (self.path / "experiment.toml").read_text(encoding="utf-8")
+            for left in leftovers(self.path):
+                left.unlink(missing_ok=True)
             sizes = {} if there is None else there["sizes"]
             for name in (*GROWING, *NOTES):
                 with writing(self.path / name):
@@ -111,16 +132,22 @@ class RunFolder:
                         self._open[name].seek(0, os.SEEK_END)
                 if name in GROWING and name not in sizes:
                     self._add(name, [GROWING[name]])
-            self._chains = hashes.last(hashes.read(self.path))
+            links = hashes.read(self.path)
+            if links and (wrong := hashes.broken(links, metric_lines(self.path))):
+                of = f"{wrong[0]}, seed {wrong[1]}, round {wrong[2]}"
+                raise reread.spoilt(self.path / "metrics.csv", f"{of} is not what was recorded (hashes.csv)")
+            self._chains = hashes.last(links)
             self._keep_clients([] if there is None else there["columns"], over)
-            result = read_json(self.path / "result.json") or {}
+            result = read_whole_result(self.path) if over else {}
             kept = [
                 [run for run in result.get(each, ()) if (run["strategy"], run["seed"]) in over]
                 for each in ("runs", "failed")
             ]
             self.runs, self.failures = kept
+            if lost := set(over) - {(run["strategy"], run["seed"]) for runs in kept for run in runs}:
+                raise reread.spoilt(self.path / "result.json", f"it lacks {len(lost)} runs that had ended")
             self._result()
-            first = read_json(self.path / "environment.json") or {}
+            first = read_environment(self.path)
             first["resumed"] = [*first.get("resumed", ()), environment]
             write_json(self.path / "environment.json", first)
         except BaseException:
@@ -144,7 +171,7 @@ class RunFolder:
             with writing(self.path / name):
                 os.fsync(file.fileno())
         sizes = {name: (self.path / name).stat().st_size for name in (*GROWING, *NOTES) if (self.path / name).exists()}
-        return {"sizes": sizes, "columns": self._columns}
+        return {"sizes": sizes, "columns": self._columns, "experiment": self._experiment}
 
     def __enter__(self) -> RunFolder:
         return self
@@ -208,6 +235,7 @@ class RunFolder:
 
     def resolved(self, experiment: str) -> None:
         """Replace the experiment (TOML), now that more of it is decided."""
+        self._experiment = experiment
         self._text("experiment.toml", experiment)
 
     def finished(self, run: Mapping[str, Any]) -> None:
@@ -245,6 +273,11 @@ class RunFolder:
 
     def _text(self, name: str, text: str) -> None:
         write_text(self.path / name, text)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What a process that was killed while it wrote has left of files that were to replace others."""
+    return [left for left in path.iterdir() if re.fullmatch(r"\..+\.\d+\.(tmp|partial)", left.name)]
 
 
 def note(folder: Path, event: Absent | Heard) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsim import reread
 from fedsim.record import Measurement, read_metrics, read_result, read_tuning
 from fedsim.report.clients import clients, harm
 from fedsim.report.ledger import error, weights
@@ -49,7 +50,6 @@ def write_figures(folder: str | Path) -> list[str]:
     folder = Path(folder)
     measurements, runs = read_metrics(folder), read_result(folder)
     labels = list(dict.fromkeys(m.strategy for m in measurements))
-    tried = read_tuning(folder)
     schedules = sorted(folder.glob("schedule-seed*.npz"))
     with matplotlib.rc_context(RC):
         drawn = {
@@ -61,7 +61,7 @@ def write_figures(folder: str | Path) -> list[str]:
             "weights": weights(runs, pens(labels)),
             "bias": curves(measurements, ("weight_distance", "suboptimality"), pens(labels)),
             "error": error(runs),
-            "tuning": None if tried is None else tuning(tried),
+            "tuning": tried(folder),
             "participation": participation(Schedule.load(schedules[0]), schedules[0].stem.removeprefix("schedule-seed"))
             if schedules
             else None,
@@ -70,6 +70,15 @@ def write_figures(folder: str | Path) -> list[str]:
             if one is not None:
                 save(one, folder, name)
     return [name for name, one in drawn.items() if one is not None]
+
+
+def tried(folder: Path) -> Figure | None:
+    """What tuning has tried. Raises ValueError where tune.json does not fit itself."""
+    found = read_tuning(folder)
+    try:
+        return None if found is None else tuning(found)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise reread.spoilt(folder / "tune.json", f"budget, grid and trials do not go together ({error})") from error
 
 
 def curves(measurements: Sequence[Measurement], metrics: Sequence[str], styles: Mapping[str, Pen]) -> Figure | None:

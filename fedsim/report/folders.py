@@ -13,17 +13,18 @@ pass for one with more seeds. Who wants them side by side gives each entry its o
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import tomllib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedsim import record
+from fedsim import record, reread
 from fedsim.record import Measurement
+from fedsim.record.contents import read_environment, read_whole_result
+from fedsim.record.reading import read_notes
 
 # of [run]: what changes no number, or only adds some
 OTHERWISE = ("seeds", "device", "engine", "memory", "threads", "ledger", "optimum", "chunk", "together")
@@ -87,6 +88,8 @@ class Pooled:
 
 def read(path: str | Path) -> Folder:
     """A run folder's files. Raises OSError or ValueError, one line, where it is none or a file makes no sense."""
+    from fedsim.record.shapes import Resolved
+
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}; give the one that `fedsim run` printed")
@@ -96,14 +99,11 @@ def read(path: str | Path) -> Folder:
                 f"{path} is no run folder: there is no {name} in it; give the one that `fedsim run` printed"
             )
     record.check_format(path)
-    document, result = _toml(path / "experiment.toml"), _json(path / "result.json")
-    try:
-        measurements = record.read_metrics(path)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path / 'metrics.csv'}: no table of strategy, seed, round, metric, value ({error})"
-        ) from error
-    schedules = {int(file.stem.removeprefix("schedule-seed")): file for file in sorted(path.glob("schedule-seed*.npz"))}
+    file = path / "experiment.toml"
+    document, result = reread.shaped(file, reread.toml(file), Resolved), read_whole_result(path)
+    measurements = record.read_metrics(path)
+    named = ((re.fullmatch(r"schedule-seed(-?\d{1,19})\.npz", file.name), file) for file in sorted(path.iterdir()))
+    schedules = {int(name[1]): file for name, file in named if name}
     return Folder(
         path,
         document,
@@ -111,9 +111,9 @@ def read(path: str | Path) -> Folder:
         result["runs"],
         result.get("failed", ()),
         record.read_times(path),
-        _csv(path / "absences.csv"),
-        _json(path / "environment.json") if (path / "environment.json").is_file() else {},
-        _json(path / "tune.json") if (path / "tune.json").is_file() else {},
+        read_notes(path, "absences.csv"),
+        read_environment(path),
+        record.read_tuning(path) or {},
         result.get("apart") or _bundled(document),
         result.get("together"),
         schedules,
@@ -124,31 +124,6 @@ def _bundled(document: Mapping[str, Any]) -> list[str]:
     """The labels of Flower's strategies, which own their loop."""
     entries = document.get("strategy", ())
     return [str(entry["label"]) for entry in entries if str(entry.get("name", "")).startswith("flwr:")]
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not TOML: {error}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(found, dict) or (path.name == "result.json" and not isinstance(found.get("runs"), list)):
-        raise ValueError(f"{path}: not what a run folder holds under that name")
-    return found
-
-
-def _csv(path: Path) -> list[dict[str, str]]:
-    """The whole lines of a table; a last one cut short by a crash is passed over."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 
 
 # Several folders -----------------------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import datetime
 import io
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedsim import files, record
+from fedsim import files, record, reread
 from fedsim.record import Measurement
+from fedsim.record.contents import read_environment
 
 NAME = "events.out.tfevents.0000000000.fedsim"  # TensorBoard looks for the part up to the number
 
@@ -62,9 +62,11 @@ def write(folder: str | Path, out: str | Path) -> int:
 
 def _started(folder: Path) -> float:
     """When the run began, in seconds since 1970; 0 where the folder does not tell."""
-    path = folder / "environment.json"
-    told = json.loads(path.read_text(encoding="utf-8")).get("started") if path.is_file() else None
-    return datetime.datetime.fromisoformat(told).timestamp() if told else 0.0
+    told = read_environment(folder).get("started")
+    try:
+        return datetime.datetime.fromisoformat(told).timestamp() if told else 0.0
+    except (ValueError, OverflowError):
+        raise reread.spoilt(folder / "environment.json", f'it started at "{told}"') from None
 
 
 def _names(labels: Iterable[str]) -> dict[str, str]:

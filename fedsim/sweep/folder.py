@@ -22,8 +22,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsim import reread
 from fedsim.experiment.settings import show
 from fedsim.files import write_atomically, writing
+from fedsim.record.contents import read_whole_result
 from fedsim.sweep.plan import Cell, Sweep, Work
 
 FILE, INDEX, MARKER = "sweep.toml", "index.csv", "cell.json"
@@ -41,11 +43,7 @@ def check(folder: Path, sweep: Sweep) -> bool:
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise FileExistsError(f"{folder} is not empty and holds no sweep; choose another folder with --out")
         return False
-    try:
-        there = tomllib.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / FILE}: not TOML: {error}") from error
-    differs = difference(there, tomllib.loads(sweep.toml()))
+    differs = difference(reread.toml(folder / FILE), tomllib.loads(sweep.toml()))
     if differs is not None:
         raise ValueError(f"{folder} holds another sweep: {differs}; choose another folder with --out")
     return True
@@ -98,17 +96,19 @@ def opened(folder: Path, sweep: Sweep) -> Iterator[None]:
 
 
 def state(folder: Path, cell: Cell, work: Work) -> dict[str, Any] | None:
-    """What a cell left in its result.json, and why it was "refused", if it was; None for a cell that is not over."""
+    """What a cell left in its result.json, and why it was "refused", if it was; None for a cell that is not over, or
+    whose files make no sense: it runs anew."""
+    path = folder / cell.name
     try:
-        mark = json.loads((folder / cell.name / MARKER).read_text(encoding="utf-8"))
-        path = folder / cell.name / "result.json"
-        if mark.get("refused"):
-            there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
-            return {**there, "refused": mark["refused"]}
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        refused = reread.document(path / MARKER).get("refused")
+        there = {"runs": []} if refused and not (path / "result.json").exists() else read_whole_result(path)
+    except (FileNotFoundError, ValueError):
         return None
-    return result if len(result["runs"]) + len(result.get("failed", [])) == work.runs else None
+    runs = [(run["strategy"], run["seed"]) for run in (*there["runs"], *there.get("failed", ()))]
+    if refused:
+        return {**there, "refused": str(refused)}
+    expected = {(strategy, seed) for strategy in work.strategies for seed in work.seeds}
+    return there if len(runs) == work.runs and set(runs) <= expected else None
 
 
 def clear(folder: Path, cell: Cell) -> None:
@@ -159,6 +159,21 @@ def _rows(result: Mapping[str, Any] | None, work: Work) -> list[dict[str, Any]]:
 
 
 def read_index(folder: str | Path) -> list[dict[str, str]]:
-    """The lines of index.csv, column by name, as text."""
-    with open(Path(folder) / INDEX, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """The lines of index.csv, column by name, as text. Raises ValueError where the file is damaged."""
+    path = Path(folder) / INDEX
+    lines = reread.lines(path)
+    head = next(lines).cells
+    if head[:1] != ["cell"] or not set(HEAD) <= set(head):
+        raise reread.spoilt(path, f"its columns are not cell, the swept keys, {', '.join(HEAD)}, metrics")
+    metrics = head[head.index(HEAD[-1]) + 1 :]
+    found = [(line, dict(zip(head, line.cells, strict=True))) for line in lines]
+    for line, row in found:
+        try:
+            if row["status"] == "finished":
+                reread.label(row["strategy"])
+                reread.whole(row["seed"])
+            for name in metrics:
+                _ = reread.number(row[name]) if row[name] else None
+        except (ValueError, OverflowError):
+            raise reread.spoilt(path, f"line {line.number} has something else than numbers under its metrics") from None
+    return [row for _, row in found]

@@ -7,17 +7,16 @@ alone, so strategies are compared seed by seed within a cell.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedsim import paired, resolve
+from fedsim import paired, reread, resolve
 from fedsim.merit import higher_is_better
 from fedsim.sweep.axes import ordered, title
-from fedsim.sweep.folder import FILE, HEAD, read_index
+from fedsim.sweep.folder import FILE, HEAD, INDEX, read_index
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,8 +68,12 @@ def read(folder: Path, metric: str | None = None) -> Grid | None:
 
     Raises ValueError for a metric that was not measured.
     """
-    sweep = tomllib.loads((folder / FILE).read_text(encoding="utf-8"))["sweep"]
+    sweep = reread.toml(folder / FILE).get("sweep")
+    if not isinstance(sweep, dict) or not all(isinstance(values, list) and values for values in sweep.values()):
+        raise reread.spoilt(folder / FILE, "its table [sweep] is no table of lists")
     rows = read_index(folder)
+    if not rows or len({row["cell"] for row in rows}) != math.prod(map(len, sweep.values())):
+        raise reread.spoilt(folder / INDEX, f"its cells are not those of {FILE}")
     columns = list(rows[0])
     measured = columns[columns.index(HEAD[-1]) + 1 :]
     runs = [row for row in rows if row["status"] == "finished"]
