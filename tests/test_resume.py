@@ -252,7 +252,9 @@ def test_what_is_kept_of_evaluations_does_not_grow_with_their_number() -> None:
     for i, metrics in enumerate(evaluations, 1):
         progress.late.add(metrics)
         lengths.append(len(json.dumps(progress.numbers())))
-        assert progress.late.mean() == pytest.approx(compare.mean(evaluations[:i]), rel=1e-12)
+        shared = [name for name in "abc" if all(name in one for one in evaluations[:i])]
+        expected = {name: sum(one[name] for one in evaluations[:i]) / i for name in shared}
+        assert progress.late.mean() == pytest.approx(expected, rel=1e-12)
     assert lengths[-1] < lengths[0] + 20
     assert Late().mean() == {}
     progress.late.add({"z": 1.0})
