@@ -135,7 +135,7 @@ def test_log_softmax(large: float) -> None:
             check(aten._log_softmax_backward_data.default, (g, layout(value), last, torch.float32))
             check(aten._log_softmax_backward_data.default, (layout(g), value, last, torch.float32))
     x = normal(9, 20, 10)
-    for wrong in ((x, 1, False), (x[:2], 2, False), (normal(50, 40), 1, False)):
+    for wrong in ((x, 1, False), (x[:, :5], 2, False), (normal(50, 40), 1, False)):
         assert kernels.way(Node(aten._log_softmax.default), wrong) is None  # type: ignore[arg-type]
 
 

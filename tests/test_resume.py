@@ -411,7 +411,7 @@ def test_what_the_killed_left_is_cleared_away(left: str, straight: Path, tmp_pat
 def test_what_cannot_go_on_says_why(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert command("resume", run) == 2
-    assert capsys.readouterr().err == f"fedsim: {run} holds no run: there is no experiment.toml in it\n"
+    assert capsys.readouterr().err == f"fedsim: there is no folder {run}; give the one that `fedsim run` printed\n"
     shutil.copytree(straight, run)
     environment = json.loads((run / "environment.json").read_text())
     (run / "environment.json").write_text(json.dumps({**environment, "on": "flower"}))

@@ -33,6 +33,8 @@ def folder(
     failed: Sequence[tuple[str, int]] = (), stopped: Sequence[tuple[str, int]] = (),
 ) -> Path:  # fmt: skip
     """A run folder with these curves, evaluated every 10 rounds, each round costing 1 MB up and 2 MB down."""
+    if "[[strategy]]" not in experiment:
+        experiment += "".join(f'[[strategy]]\nname = "FedAvg"\nlabel = "{label}"\n' for label in curves)
     with RunFolder(path, experiment, {}) as run:
         for label, each in curves.items():
             for seed, values in zip(seeds, each, strict=False):
@@ -263,9 +265,9 @@ def test_one_strategy_has_nobody_to_be_compared_with(tmp_path: Path) -> None:
 def test_no_run_is_dropped_in_silence(tmp_path: Path) -> None:
     """Failed, stopped, never begun, not finite: each is said, and pairs are over the seeds that are left."""
     curves = {**THREE, "b": [*THREE["b"][:2], [0.1, 0.2, 0.6, 0.7, math.nan]], "gone": THREE["a"]}
-    entries = "".join(f'[[strategy]]\nlabel = "{label}"\n' for label in (*curves, "never"))
+    entries = "".join(f'[[strategy]]\nname = "FedAvg"\nlabel = "{label}"\n' for label in (*curves, "never"))
     run = folder(
-        tmp_path / "run", curves, experiment=entries + "[run]\nseeds = [1, 2, 3]\n", failed=[("a", 3)],
+        tmp_path / "run", curves, experiment=entries + "[run]\nrounds = 40\nseeds = [1, 2, 3]\n", failed=[("a", 3)],
         stopped=[("gone", seed) for seed in (1, 2, 3)],
     )  # fmt: skip
     table = rank_table(run)
@@ -293,7 +295,8 @@ def test_no_run_is_dropped_in_silence(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_some_runs_lack_is_said(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "run", "", {}) as run:
+    entries = "".join(f'[[strategy]]\nname = "FedAvg"\nlabel = "{label}"\n' for label in ("a", "b"))
+    with RunFolder(tmp_path / "run", entries, {}) as run:
         for seed in (1, 2):
             for label in ("a", "b"):
                 extra = {"worst_class_accuracy": 0.5} if (label, seed) != ("b", 2) else {}
@@ -307,7 +310,7 @@ def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
         rank_table(tmp_path)
     with pytest.raises(ValueError, match="no run folder to read"):
         rank_table()
-    RunFolder(tmp_path / "run", "", {}).close()
+    RunFolder(tmp_path / "run", '[[strategy]]\nname = "FedAvg"\nlabel = "a"\n', {}).close()
     with pytest.raises(ValueError, match="no run has finished with a test accuracy"):
         rank_table(tmp_path / "run")
     with pytest.raises(ValueError, match='"test_loss" was not measured in any finished run'):
@@ -316,7 +319,7 @@ def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
 
 # --- several folders --------------------------------------------------------------------------------------------------
 
-TASK = '[task]\nclients = {}\ndata-dir = "{}"\n[run]\nrounds = 40\neval-every = 10\n'
+TASK = '[task]\nclients = {}\ndata-dir = "{}"\n[run]\nrounds = 40\nseeds = []\neval-every = 10\n'
 
 
 def test_folders_of_one_experiment_make_one_table(tmp_path: Path) -> None:
@@ -337,7 +340,7 @@ def test_tables_and_the_page_have_one_rule(tmp_path: Path) -> None:
     """FedAvg at another [local] would pass for more seeds of it: refused by both, in the same words."""
     from fedsim.report.page import tell
 
-    mine = '[local]\nlr = {}\n[[strategy]]\nname = "FedAvg"\nlabel = "a"\n[run]\nrounds = 40\n'
+    mine = '[local]\nlr = {}\n[[strategy]]\nname = "FedAvg"\nlabel = "a"\n[run]\nrounds = 40\nseeds = []\n'
     one = folder(tmp_path / "one", {"a": THREE["a"][:1]}, experiment=mine.format(0.1))
     other = folder(tmp_path / "other", {"a": THREE["a"][1:]}, experiment=mine.format(0.2), seeds=(2, 3))
     said = []

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from fedsim.engine.plan import deal
 
 if TYPE_CHECKING:
@@ -29,22 +31,21 @@ class Lanes:
     """Who is trained when: `chunk` lanes side by side, each with one client after the other, loads evened out.
 
     job [S, c] says which of the k clients a lane trains at a step, tau [S, c] that client's own step (-1: the lane is
-    idle, padding). A client's steps are consecutive and in one lane.
+    idle, padding). A client's steps are consecutive and in one lane. Arrays, not tensors: they outlive the round, and
+    belong to no device or mode of torch's.
     """
 
     def __init__(self, steps: Sequence[int], chunk: int) -> None:
-        import torch
-
         lanes = [[j for j in members if steps[j]] for members in deal(steps, chunk)]
         self.length = max(sum(steps[j] for j in members) for members in lanes)
-        self.job = torch.zeros((max(self.length, 1), chunk), dtype=torch.int64)
-        self.tau = torch.full_like(self.job, -1)
+        self.job = np.zeros((max(self.length, 1), chunk), dtype=np.int64)
+        self.tau = np.full_like(self.job, -1)
         changes: dict[int, list[tuple[int, int, int]]] = {}
         for lane, members in enumerate(lanes):
             s = 0
             for j, following in zip(members, [*members[1:], -1], strict=False):
                 self.job[s : s + steps[j], lane] = j
-                self.tau[s : s + steps[j], lane] = torch.arange(steps[j])
+                self.tau[s : s + steps[j], lane] = np.arange(steps[j])
                 s += steps[j]
                 changes.setdefault(s - 1, []).append((lane, j, following))
         self._changes = {s: changes[s] for s in sorted(changes)}
@@ -87,9 +88,9 @@ class Plan:
         self.length, self.chunk = lanes.length, chunk
         self.who = torch.tensor(members).to(device)  # [k]  of the cohort
         self.changes = lanes.changes(self.who)
-        self.mine = lanes.job.to(device)  # [S, c]  of these clients
+        self.mine = torch.from_numpy(lanes.job).to(device)  # [S, c]  of these clients
         self.job = self.who[self.mine]  # [S, c]  of the cohort
-        self.tau = lanes.tau.to(device)  # [S, c]
+        self.tau = torch.from_numpy(lanes.tau).to(device)  # [S, c]
         self.examples = torch.zeros((self.length, chunk), dtype=cohort.task.dtype, device=device)  # [S, c]  0: idle
 
     def segments(self) -> Iterator[slice]:

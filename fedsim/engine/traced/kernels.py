@@ -20,7 +20,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 HEAVY = 1_500_000  # multiplications in a product of matrices from which oneDNN is worth its 10 microseconds a call
 NARROW = 16  # columns below which a product is faster computed as its transpose
 SHORT = 32  # classes up to which log-softmax is faster across examples than along classes,
-MANY = 512  # for so many numbers
+MANY = 8  # examples and more
 
 
 class Way(NamedTuple):
@@ -198,8 +198,8 @@ def pooled_back(g: Tensor, x: Tensor, *rest: Any) -> Way | None:
 
 def few(x: Tensor, dim: int) -> bool:
     """Whether classes are so few that torch, which takes them in one by one where they lie side by side, is faster with
-    the examples side by side."""
-    return x.ndim in (2, 3) and dim % x.ndim == x.ndim - 1 and x.shape[-1] <= SHORT and x.numel() >= MANY
+    the examples side by side. However many models: their number is to change no bits."""
+    return x.ndim in (2, 3) and dim % x.ndim == x.ndim - 1 and x.shape[-1] <= SHORT and x.shape[-2] >= MANY
 
 
 def turned(x: Tensor) -> tuple[Tensor, list[Call]]:
