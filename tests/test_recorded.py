@@ -432,3 +432,24 @@ def test_a_gpus_round(monkeypatch: pytest.MonkeyPatch) -> None:
     found = trained(task, 3, local, {})
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
     assert len(double.made) >= 2
+
+
+def test_a_gradient_of_whole_data_does_not_notice_the_others() -> None:
+    """Whose sums are as long as those of the largest client in the chunk would be rounded otherwise beside another."""
+    sizes = [5, 9, 14, 23, 37, 60, 97]
+    draw = torch.Generator().manual_seed(1)
+    inputs, targets = torch.randn(sum(sizes), 20, generator=draw), torch.randint(0, 10, (sum(sizes),), generator=draw)
+    data = Dataset("uneven", inputs, targets, inputs[:9], targets[:9], 10)
+    first = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
+    task = federate(data, clients=7, model=nn.Linear(20, 10), seed=1)
+    task = dataclasses.replace(task, rows=torch.arange(sum(sizes)), first=first, size=torch.tensor(sizes))
+
+    def told(who: list[int]) -> dict[int, torch.Tensor]:
+        clients = torch.tensor(who)
+        work = Work(task.fresh(0).expand(len(who), -1), ask=frozenset({"gradient-at-start"}))
+        answer = Stacked(3)(task, clients, work, keyed.fold(1, clients), LocalSGD(steps=1, batch=5))
+        return dict(zip(who, answer.told["gradient-at-start"], strict=True))
+
+    together = told(list(range(7)))
+    for who in ([0], [0, 1], [0, 6], [1, 2, 3], [2, 5], [0, 3, 4, 6]):
+        assert all(slope.equal(together[i]) for i, slope in told(who).items())
