@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from fedsim import cli
+from fedsim.task import Task
 from fedsim.testing.clients import Bowl, Frozen, Honest, quadratics
 from fedsim.testing.loop import drive, last, models, round_of, row, uniform
 from fedsim.testing.states import close, contents, copied, same
@@ -31,11 +36,14 @@ __all__ = [
     "drive",
     "everyone",
     "last",
+    "load_benchmark",
     "models",
+    "noise",
     "quadratics",
     "round_of",
     "row",
     "same",
+    "slope",
     "small",
     "subsets",
     "uniform",
@@ -91,6 +99,37 @@ def small(
     tables = "\n".join(f"[[strategy]]\n{entry}" for entry in entries)
     parts = {"TASK": task, "PRESENCE": presence, "STRATEGIES": tables, "RUN": run}
     return re.sub("TASK|PRESENCE|STRATEGIES|RUN", lambda part: parts[part.group()].strip("\n"), SMALL)
+
+
+# Benchmarks ----------------------------------------------------------------------------------------------------------
+
+
+def load_benchmark(name: str) -> ModuleType:
+    """benchmarks/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+# Local steps, by hand ------------------------------------------------------------------------------------------------
+
+
+def noise(task: Task, seed: int, rows: int | None = None) -> Tensor:
+    """A tenth of standard normal draws [rows or n, P]."""
+    shape = task.n if rows is None else rows, task.layout.size
+    return 0.1 * torch.randn(shape, dtype=task.dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def slope(task: Task, y: Tensor, rows: Tensor, key: Tensor) -> Tensor:
+    """The minibatch gradient [P] at y."""
+    y = y.clone().requires_grad_()
+    task.losses(task.layout.views(y), task.inputs[rows], task.targets[rows], key).mean().backward()
+    assert y.grad is not None
+    return y.grad
 
 
 # Presence ------------------------------------------------------------------------------------------------------------

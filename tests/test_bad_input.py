@@ -20,10 +20,11 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from helpers import load_benchmark
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from test_benchmarks import FOLDER, script
+from test_benchmarks import FOLDER
 
 from fedsim import guarded, topology
 from fedsim.checkpoint import load_checkpoint, save_checkpoint
@@ -524,7 +525,7 @@ def test_a_checkpoint_whose_header_is_damaged(tmp_path: Path) -> None:
 
 
 def test_the_fuzzer_tells_faults_from_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fuzz = script("fuzz")
+    fuzz = load_benchmark("fuzz")
 
     def reads(error: BaseException | None) -> Any:
         def read(path: Path) -> None:
@@ -544,7 +545,7 @@ def test_the_fuzzer_tells_faults_from_refusals(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_committed_fuzzing_is_of_today_s_parsers_and_a_slice_of_it_finds_the_same(tmp_path: Path) -> None:
-    fuzz = script("fuzz")
+    fuzz = load_benchmark("fuzz")
     committed = json.loads((FOLDER / "results" / "fuzz.json").read_text())["targets"]
     assert [entry["target"] for entry in committed] == list(fuzz.TARGETS)
     assert all(not entry["faults"] and entry["inputs"] == entry["read"] + entry["refused"] for entry in committed)

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from helpers import load_benchmark
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-
-
-def script(name: str) -> ModuleType:
-    """A benchmark as a module."""
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("which", ["logistic", "cnn"])
@@ -32,7 +19,7 @@ def test_fedau_fashion_mnist(which: str, data_dir: Path, monkeypatch: pytest.Mon
     """The first rounds of FedAvg and FedAU with the first seed. To 1e-3: other processors round otherwise."""
     monkeypatch.setenv("FEDSIM_DATA", str(data_dir))
     committed = json.loads((FOLDER / "results" / f"fedau_fashion_mnist_{which}.json").read_text())
-    benchmark = script("fedau_fashion_mnist")
+    benchmark = load_benchmark("fedau_fashion_mnist")
     rounds = {"logistic": 80, "cnn": 5}[which]
     again = benchmark.run(which, rounds=rounds, seeds=[1])
     assert again["experiment"]["local"] == committed["experiment"]["local"]
@@ -52,7 +39,7 @@ def test_the_claim_holds_in_the_committed_numbers() -> None:
               for label in ("FedAvg", "FedAU")}  # fmt: skip
     assert len(values["FedAU"]) == 5
     differences = [a - b for a, b in zip(values["FedAU"], values["FedAvg"], strict=True)]
-    assert script("fedau_fashion_mnist").interval(differences)["mean"] == pytest.approx(
+    assert load_benchmark("fedau_fashion_mnist").interval(differences)["mean"] == pytest.approx(
         result["difference_to_FedAvg"]["test_loss"]["FedAU"]["mean"]
     )
 
@@ -71,7 +58,7 @@ def test_side_by_side_is_simulate() -> None:
     from fedsim.engine import Stacked
     from fedsim.participation import Bernoulli
 
-    module, benchmark = script("side_by_side"), script("participation_bias")
+    module, benchmark = load_benchmark("side_by_side"), load_benchmark("participation_bias")
     task = federate("digits", clients=40, model="logistic", seed=3)
     assert task.sizes != sorted(task.sizes, reverse=True)
     assert min(task.sizes) < 20
@@ -93,7 +80,7 @@ def test_side_by_side_is_simulate() -> None:
 def test_side_by_side_refuses_what_it_cannot_do() -> None:
     from fedsim import LocalSGD, federate
 
-    module = script("side_by_side")
+    module = load_benchmark("side_by_side")
     with pytest.raises(ValueError, match="only models W"):
         module.share(federate("digits", clients=4, model="mlp"))
     shared = module.share(federate("digits", clients=4, model="logistic"))
@@ -104,7 +91,7 @@ def test_side_by_side_refuses_what_it_cannot_do() -> None:
 
 
 def test_verdict() -> None:
-    verdict = script("side_by_side").verdict
+    verdict = load_benchmark("side_by_side").verdict
     above, across, below = {"low": 0.1, "high": 0.2}, {"low": -0.1, "high": 0.2}, {"low": -0.2, "high": -0.1}
     assert verdict([above, above]) == "holds"
     assert verdict([above, across]) == "not clear"
@@ -116,7 +103,7 @@ def test_participation_bias(pattern: str, data_dir: Path, monkeypatch: pytest.Mo
     """The first 20 rounds of all strategies with the first seed, at the rates that the tuning runs choose."""
     monkeypatch.setenv("FEDSIM_DATA", str(data_dir))
     _, runs = committed("participation_bias")
-    module, benchmark = script("side_by_side"), script("participation_bias")
+    module, benchmark = load_benchmark("side_by_side"), load_benchmark("participation_bias")
     world = benchmark.make_world(1)
     tuned = benchmark.tuned(runs, pattern)
     contenders = [module.Contender(benchmark.STRATEGIES[name](eta), lr) for name, lr, eta in tuned]
@@ -134,7 +121,7 @@ def test_participation_bias(pattern: str, data_dir: Path, monkeypatch: pytest.Mo
 def test_verdicts_follow_from_the_committed_runs(name: str) -> None:
     result, runs = committed(name)
     assert len(result["seeds"]) >= 3
-    again = json.loads(json.dumps(script(name).summary(runs)))
+    again = json.loads(json.dumps(load_benchmark(name).summary(runs)))
     assert again == {key: value for key, value in result.items() if key in again}
     assert {"command", "commit", "versions", "seconds"} <= result.keys()
 
@@ -144,7 +131,7 @@ def test_fedstale_heterogeneity(data_dir: Path, monkeypatch: pytest.MonkeyPatch)
     is not run, β changes nothing."""
     monkeypatch.setenv("FEDSIM_DATA", str(data_dir))
     _, runs = committed("fedstale_heterogeneity")
-    module, benchmark = script("side_by_side"), script("fedstale_heterogeneity")
+    module, benchmark = load_benchmark("side_by_side"), load_benchmark("fedstale_heterogeneity")
     shared = benchmark.make_shared(1, 1.0)
     contenders = [module.Contender(benchmark.FedStale(beta=beta), benchmark.LR) for beta in benchmark.BETAS]
 
@@ -167,7 +154,7 @@ def test_vanishing_variance(
     mode: str, n: int, degree: int, ticks: int, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first ticks. Accuracy to 0.02: other processors round otherwise."""
-    benchmark = script("vanishing_variance")
+    benchmark = load_benchmark("vanishing_variance")
     case = benchmark.Case(mode, None, 1, n, degree)
     again, committed = benchmark.run(case, ticks), benchmark.read()[case]
     seen = len(again["tick"])
@@ -179,7 +166,7 @@ def test_vanishing_variance(
 
 def test_the_verdicts_on_vanishing_variance_follow_from_the_runs() -> None:
     """What is committed is what the committed runs give, and what the runs show to the eye."""
-    benchmark = script("vanishing_variance")
+    benchmark = load_benchmark("vanishing_variance")
     result = json.loads((FOLDER / "results" / "vanishing_variance.json").read_text())
     runs = benchmark.read()
     order = [case for case in benchmark.cases() if case in runs]
@@ -196,7 +183,7 @@ def test_the_verdicts_on_vanishing_variance_follow_from_the_runs() -> None:
 
 def test_what_makes_a_verdict_on_vanishing_variance() -> None:
     """Runs made up: a delay is one against solo, a run that never gets there has at least what is left of it."""
-    benchmark = script("vanishing_variance")
+    benchmark = load_benchmark("vanishing_variance")
 
     def runs(plain: list[float], paper: list[float], fl: float) -> Any:
         accuracy = {"solo": [0.1, 0.6, 0.7], "plain": plain, "paper": paper, "fl": [0.1, 0.7, fl]}

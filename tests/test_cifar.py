@@ -3,7 +3,6 @@ settings of two papers with what runs them."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pickle
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import load_benchmark
 from torch import Tensor, nn
 
 import fedsim
@@ -691,12 +691,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """benchmarks/cifar10.py"""
-    spec = importlib.util.spec_from_file_location("cifar10_benchmark", BENCHMARKS / "cifar10.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("cifar10")
 
 
 def test_fedawes_setting(script: ModuleType) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers import load_benchmark
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,19 +24,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MEND = "put back a copy of it, or run the experiment anew"
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def folders() -> ModuleType:
-    return load("fuzz_folders")
+    return load_benchmark("fuzz_folders")
 
 
 @pytest.fixture
@@ -217,7 +207,7 @@ SOME = ("run/metrics", "run/result", "run/hashes", "run/experiment", "resume/met
 @given(dice=st.randoms(use_true_random=False))
 def test_any_damage_is_told_or_does_no_harm(name: str, dice: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     """benchmarks/fuzz.py does this some thousand times to each: what is read says what it said, or is found out."""
-    fuzz = sys.modules.get("fuzz") or load("fuzz")
+    fuzz = sys.modules.get("fuzz") or load_benchmark("fuzz")
     target = fuzz.TARGETS[name]
     (path := tmp_path_factory.mktemp("by") / "by").write_bytes(fuzz.mutated(target.corpus(), target.words, dice))
     with contextlib.suppress(ValueError, OSError):
@@ -239,7 +229,7 @@ def test_numbers_are_read_as_they_are_written() -> None:
 
 def test_what_the_fuzzer_found_is_committed() -> None:
     """Of every target, and no fault."""
-    fuzz = sys.modules.get("fuzz") or load("fuzz")
+    fuzz = sys.modules.get("fuzz") or load_benchmark("fuzz")
     found = json.loads((BENCHMARKS / "results" / "fuzz.json").read_text())["targets"]
     assert [one["target"] for one in found] == list(fuzz.TARGETS)
     assert all(one["inputs"] >= 1000 and not one["faults"] for one in found)

@@ -3,32 +3,19 @@ committed; and the data of the first, Synthetic(alpha, beta)."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import load_benchmark
 
 from fedsim import data, experiment, federate, paired
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-
-
-def script(name: str) -> ModuleType:
-    """A benchmark as a module."""
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -105,7 +92,7 @@ def test_impossible_data_are_refused(settings: dict[str, Any], text: str) -> Non
 
 def test_fedprox_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """From end to end, small: FedAvg and FedProx, μ = 0, are one without stragglers and differ with them."""
-    bench = script("fedprox_stragglers")
+    bench = load_benchmark("fedprox_stragglers")
     monkeypatch.setattr(bench, "LEVELS", (0.0, 0.9))
     found = bench.run(seeds=(1,), rounds=2, spread=0.1)
     for metric in bench.METRICS:
@@ -118,14 +105,14 @@ def test_fedprox_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 def test_fedprox_measures_by_hand() -> None:
     """Evaluations at rounds 0, 2, ..., 10: the last fifth is round 10; rises are 0.5 and 0.25 in five steps."""
-    bench = script("fedprox_stragglers")
+    bench = load_benchmark("fedprox_stragglers")
     curves = {"train_objective": [3.0, 2.0, 2.5, 1.0, 1.25, 1.0], "test_accuracy": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
     found = bench.measures(curves, 10)
     assert found == pytest.approx({"train_objective": 1.0, "test_accuracy": 0.6, "rises": 0.15})
 
 
 def test_fedprox_verdicts_by_hand() -> None:
-    bench = script("fedprox_stragglers")
+    bench = load_benchmark("fedprox_stragglers")
 
     def gap(low: float, high: float) -> Any:
         return paired.difference("a", "b", "m", {1: 0.0, 2: 0.0}, {1: 0.0, 2: 0.0})._replace(low=low, high=high)
@@ -136,7 +123,7 @@ def test_fedprox_verdicts_by_hand() -> None:
 
 
 def test_fedproxs_stragglers_do_one_to_nineteen_epochs_of_twenty() -> None:
-    bench = script("fedprox_stragglers")
+    bench = load_benchmark("fedprox_stragglers")
     whole = experiment.parse(bench.table(0.9, 1, 50))
     schedule = whole.participation.draw(30, 50, 1)
     share = np.concatenate([row.effort.numpy() for row in schedule])
@@ -147,7 +134,7 @@ def test_fedproxs_stragglers_do_one_to_nineteen_epochs_of_twenty() -> None:
 
 
 def test_what_is_committed_of_fedprox_says_what_the_docstring_says(capsys: pytest.CaptureFixture[str]) -> None:
-    bench, found = script("fedprox_stragglers"), committed("fedprox_stragglers")
+    bench, found = load_benchmark("fedprox_stragglers"), committed("fedprox_stragglers")
     assert bench.summary(found) == {name: found[name] for name in ("verdicts", "differences")}
     assert set(found["levels"]["0.9"]["rises"][bench.AVG]) == {str(seed) for seed in bench.SEEDS}
     assert found["rounds"] == bench.ROUNDS
@@ -163,7 +150,7 @@ def test_what_is_committed_of_fedprox_says_what_the_docstring_says(capsys: pytes
 @pytest.mark.usefixtures("beside")
 def test_momentum_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From end to end on digits: a rate is chosen by the lowest measure, and the claims are read off fresh seeds."""
-    bench = script("momentum_noniid")
+    bench = load_benchmark("momentum_noniid")
     monkeypatch.setattr(bench, "SETTINGS", {name: ("task.clients=4", *said) for name, said in bench.SETTINGS.items()})
     found = bench.run("digits", tmp_path, seeds=(1, 2), rounds=1, rates=(0.01, 0.1))
     assert list(found) == ["iid", "skewed", "partial"]
@@ -182,7 +169,7 @@ def test_momentum_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("beside")
 def test_the_settings_of_momentum_differ_as_they_say(tmp_path: Path) -> None:
-    bench = script("momentum_noniid")
+    bench = load_benchmark("momentum_noniid")
     rates = dict.fromkeys(("FedAvg", "FedAvg-M", "SCAFFOLD", "SCAFFOLD-M"), 0.3)
     made = {s: bench.made("cifar10", s, rates, [1], 80, tmp_path).document() for s in bench.SETTINGS}
     assert {s: document["task"].pop("partition")["name"] for s, document in made.items()} == {
@@ -196,7 +183,7 @@ def test_the_settings_of_momentum_differ_as_they_say(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("beside")
 def test_a_run_that_diverges_counts_as_the_worst(tmp_path: Path) -> None:
-    bench = script("momentum_noniid")
+    bench = load_benchmark("momentum_noniid")
     made = bench.made("digits", "iid", {"FedAvg": 1e30, "FedAvg-M": 0.1}, [1], 3, tmp_path)
     found = bench.play(made, "iid")
     assert found["FedAvg"][1] == math.inf
@@ -205,7 +192,7 @@ def test_a_run_that_diverges_counts_as_the_worst(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("beside")
 def test_what_is_committed_of_momentum_says_what_the_docstring_says(capsys: pytest.CaptureFixture[str]) -> None:
-    bench, found = script("momentum_noniid"), committed("momentum_noniid")
+    bench, found = load_benchmark("momentum_noniid"), committed("momentum_noniid")
     assert found["rounds"] == bench.ROUNDS
     assert set(found["data"]) == set(bench.DATA)
     for which, each in found["data"].items():

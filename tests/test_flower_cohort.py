@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib.util
 import json
 import pickle
 import random
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import load_benchmark
 from torch import Tensor
 
 import fedsim
@@ -697,11 +697,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 def test_the_committed_overhead_and_how_it_is_measured() -> None:
     """What was measured holds the claim; the script still compares two that compute the same."""
     committed = json.loads((FOLDER / "results" / "flower_overhead.json").read_text())
-    spec = importlib.util.spec_from_file_location("flower_overhead", FOLDER / "flower_overhead.py")
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_benchmark("flower_overhead")
     assert committed["large"]["clients"] == 1000
     assert committed["large"]["ratio_cpu"] <= benchmark.TARGET
     again = benchmark.compare(12, benchmark.LOGISTIC, 2, lambda line: None)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import load_benchmark
 
 from fedsim import keyed
 from fedsim.engine.plan import minibatches
@@ -21,20 +20,11 @@ from fedsim.strategies import SRRW
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def committed(name: str) -> Any:
     return json.loads((FOLDER / "results" / f"{name}.json").read_text())
 
 
-SCALE, WALK, GRAPHS = (script(name) for name in ("gossip_scale", "random_walk", "random_graphs"))
+SCALE, WALK, GRAPHS = (load_benchmark(name) for name in ("gossip_scale", "random_walk", "random_graphs"))
 
 
 # gossip_scale --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import load_benchmark
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -335,11 +335,7 @@ def test_the_benchmark_measures() -> None:
     """Its cases at a small size; Linux says how much memory there was."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("needs Linux's /proc")
-    spec = importlib.util.spec_from_file_location("large_models", BENCHMARKS / "large_models.py")
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_benchmark("large_models")
     found = benchmark.large("MIFA", 50, "logistic")
     assert (found["rounds"], found["parameters"]) == (10, 30_730)
     assert 0 <= found["rounds_mb"] < 500

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tracemalloc
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from helpers import load_benchmark
 
 from fedsim import keyed
 from fedsim.participation.statistics import describe
@@ -18,12 +18,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("participation_scale", FOLDER / "participation_scale.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("participation_scale")
 
 
 SCALE = script()

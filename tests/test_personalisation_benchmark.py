@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from test_benchmarks import FOLDER, script
+from helpers import load_benchmark
+from test_benchmarks import FOLDER
 
 from fedsim import paired
 
@@ -18,7 +19,7 @@ def test_a_slice_of_it_run_again(data_dir: Path, monkeypatch: pytest.MonkeyPatch
     skewed: with torch's own operators in place of our ways to compute them, 0.002 of the mean over the clients, 0.09 of
     the worst tenth's, 0.06 of the common model's were seen."""
     monkeypatch.setenv("FEDSIM_DATA", str(data_dir))
-    benchmark, committed = script("personalisation"), json.loads(COMMITTED.read_text())
+    benchmark, committed = load_benchmark("personalisation"), json.loads(COMMITTED.read_text())
     entry = ("FedPer", committed["rates"]["FedPer"]["taken"])
     again = benchmark.measured([entry], [1], rounds=15)[entry][1][15]
     for name, value in committed["runs"]["FedPer"]["1"]["15"].items():
@@ -28,7 +29,7 @@ def test_a_slice_of_it_run_again(data_dir: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_said_follows_from_the_runs() -> None:
     """Every verdict, the summary and the learning rates taken."""
-    benchmark, committed = script("personalisation"), json.loads(COMMITTED.read_text())
+    benchmark, committed = load_benchmark("personalisation"), json.loads(COMMITTED.read_text())
     for way, row in committed["summary"].items():
         runs = committed["runs"][way]
         assert set(runs) == {str(seed) for seed in benchmark.SEEDS}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import load_benchmark
 from scipy import stats
 
 from fedsim import experiment, record
@@ -27,13 +26,7 @@ TINY = (
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("rank_reversal", FOLDER / "rank_reversal.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["rank_reversal"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("rank_reversal")
 
 
 def committed(name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import close, same
+from helpers import close, noise, same, slope
 from torch import Tensor, nn
 
 from fedsim import LocalSGD, Work, federate, keyed
@@ -31,18 +31,6 @@ def task() -> Task:
     found: Task = federate("clusters", clients=N, model=network, seed=1, dtype=F64)
     assert len(set(found.sizes)) > 3
     return found
-
-
-def noise(task: Task, seed: int, rows: int = N) -> Tensor:
-    return 0.1 * torch.randn(rows, task.layout.size, dtype=task.dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def slope(task: Task, y: Tensor, rows: Tensor, key: Tensor) -> Tensor:
-    """The minibatch gradient [P] at y."""
-    y = y.clone().requires_grad_()
-    task.losses(task.layout.views(y), task.inputs[rows], task.targets[rows], key).mean().backward()
-    assert y.grad is not None
-    return y.grad
 
 
 def twin(task: Task, local: LocalSGD, i: int, key: Tensor, work: Work) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import load_benchmark
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -18,12 +18,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("star_or_gossip", FOLDER / "star_or_gossip.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("star_or_gossip")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import same
+from helpers import noise, same, slope
 from test_engine import elsewhere, toy, train
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -34,18 +34,6 @@ def task() -> Task:
     found = toy("mlp", n=N)
     assert len(set(found.sizes)) > 3
     return found
-
-
-def noise(task: Task, seed: int, rows: int = N) -> Tensor:
-    return 0.1 * torch.randn(rows, task.layout.size, dtype=task.dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def slope(task: Task, y: Tensor, rows: Tensor, key: Tensor) -> Tensor:
-    """The minibatch gradient [P] at y."""
-    y = y.clone().requires_grad_()
-    task.losses(task.layout.views(y), task.inputs[rows], task.targets[rows], key).mean().backward()
-    assert y.grad is not None
-    return y.grad
 
 
 def minibatch(task: Task, local: LocalSGD, i: int, s: int) -> tuple[Tensor, Tensor]:

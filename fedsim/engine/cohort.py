@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from fedsim.engine.plan import Job, ends, width
 from fedsim.strategy import Phase, Work
@@ -158,9 +158,14 @@ def merged(jobs: Sequence[Job], names: Sequence[str] = ("shift", "scale", "mu"))
     return Work(works[0].start, **found)
 
 
+def by_client(value: Tensor | float) -> TypeGuard[Tensor]:
+    """Whether a term has a row for every client."""
+    return not isinstance(value, (int, float)) and value.ndim == 2 and len(value) > 1
+
+
 def per_client(value: Tensor | float, at: Tensor) -> Tensor | float:
     """The rows `at` of something that broadcasts against [k, P]."""
-    return value[at] if not isinstance(value, (int, float)) and value.ndim == 2 and len(value) > 1 else value
+    return value[at] if by_client(value) else value
 
 
 def put(into: Tensor, places: Tensor, source: Tensor, rows: Tensor) -> None:

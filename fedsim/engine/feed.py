@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.engine.plan import minibatches
 from fedsim.engine.traced.recorded import recorded
@@ -15,24 +15,28 @@ if TYPE_CHECKING:
     from fedsim.task import Task
 
 
+class Served(NamedTuple):
+    """Where a room wants what S steps are fed with."""
+
+    places: Tensor  # [S, c, b]  of examples, in the pool
+    weights: Tensor  # [S, c, b]  what they count
+    keys: Tensor  # [S, c]
+    rates: Tensor  # [S, c]     learning rates
+    phases: Tensor  # [S, c]     of the cohort's, where there are any
+
+
 class Feed:
-    """Minibatches of `batch` examples for `steps` steps of `chunk` lanes. Planning them is hundreds of operators on
+    """Minibatches for S steps of the lanes, written where they are wanted. Planning them is hundreds of operators on
     small tensors of integers, so that is recorded as well."""
 
-    def __init__(self, task: Task, steps: int, chunk: int, batch: int) -> None:
+    def __init__(self, task: Task, served: Served) -> None:
         import torch
 
-        def table(*shape: int, dtype: Any = torch.int64) -> Tensor:
-            return torch.zeros((steps, chunk, *shape), dtype=dtype, device=task.device)
-
-        self._batch = batch
-        self._client, self._size, self._first, self._tau = table(), table(), table(), table()  # keys of clients, ...
-        self.places = table(batch)  # [S, c, b]  of examples, in the pool
-        self.weights = table(batch, dtype=task.dtype)  # [S, c, b]  what they count
-        self.keys = table()  # [S, c]
-        self.examples = table(dtype=task.dtype)  # [S, c]  how many count; 0: the lane is idle
-        self.rates = table(dtype=task.dtype)  # [S, c]  learning rates
-        self.phase = table()  # [S, c]  of the cohort's, where there are any
+        self._served = served
+        self._client, self._size, self._first, self._tau = (  # [S, c]  keys of clients, ...
+            torch.zeros_like(served.keys) for _ in range(4)
+        )
+        self._examples = torch.zeros_like(served.keys, dtype=task.dtype)  # how many count; 0: the lane is idle
         self._uses = 0
         self._recorded: Any = None
         self._rows: Tensor | None = None
@@ -57,28 +61,28 @@ class Feed:
         self._size.copy_(cohort.sizes[job])
         self._first.copy_(cohort.task.first[cohort.who[job]])
         self._tau.copy_(plan.tau[segment])
-        self.rates.copy_(cohort.rates[job])
+        self._served.rates.copy_(cohort.rates[job])
         if cohort.phased is not None:
-            self.phase.copy_(cohort.phased.at(job, self._tau))
+            self._served.phases.copy_(cohort.phased.at(job, self._tau))
         self._uses += 1
         if self._recorded is not None:
             self._recorded(1)
         elif self._uses == 2:
             assert self._rows is not None
-            written = [self.places, self.weights, self.keys, self.examples]
+            written = [*self._served[:3], self._examples]
             self._recorded = recorded(self._plan, written, (self._rows,))
         else:
             self._plan()
-        plan.examples[segment] = self.examples
+        plan.examples[segment] = self._examples
 
     def _plan(self) -> None:
         assert self._rows is not None
-        tau = self._tau
+        tau, served = self._tau, self._served
         places, counted, keys = minibatches(
-            self._client, self._size, self._first, tau.clamp(min=0), tau >= 0, self._batch
+            self._client, self._size, self._first, tau.clamp(min=0), tau >= 0, served.places.shape[-1]
         )
         count = counted.sum(-1)  # [S, c]
-        self.places.copy_(self._rows[places])
-        self.weights.copy_(counted.to(self.weights.dtype) / count.clamp(min=1)[..., None])
-        self.keys.copy_(keys)
-        self.examples.copy_(count)
+        served.places.copy_(self._rows[places])
+        served.weights.copy_(counted.to(served.weights.dtype) / count.clamp(min=1)[..., None])
+        served.keys.copy_(keys)
+        self._examples.copy_(count)

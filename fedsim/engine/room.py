@@ -11,8 +11,8 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim.engine.cohort import put
-from fedsim.engine.feed import Feed
+from fedsim.engine.cohort import by_client, put
+from fedsim.engine.feed import Feed, Served
 from fedsim.engine.gradients import alone, of_chunk
 from fedsim.engine.lanes import SEGMENT
 from fedsim.engine.pools import examples
@@ -166,17 +166,14 @@ class Room:
     def load(self, cohort: Cohort, plan: Plan, segment: slice) -> None:
         """The minibatches of a plan's next steps."""
         steps = segment.stop - segment.start
-        feed = self._feeds.pop(steps, None) or Feed(self._task, steps, *self.shape[:2])
+        feed = self._feeds.pop(steps, None) or Feed(self._task, Served(
+            self._places[:steps].view(steps, *self.shape[:2]), self._counted[:steps], self._keys[:steps],
+            self._rates[:steps, :, 0], self._phases[:steps],
+        ))  # fmt: skip
         self._feeds[steps] = feed
         while len(self._feeds) > FEEDS:
             del self._feeds[next(iter(self._feeds))]  # the one that has not been used for longest
         feed.fill(cohort, plan, segment)
-        self._places[:steps].copy_(feed.places.flatten(1))
-        self._counted[:steps].copy_(feed.weights)
-        self._keys[:steps].copy_(feed.keys)
-        self._rates[:steps, :, 0].copy_(feed.rates)
-        if self.rule.phases:
-            self._phases[:steps].copy_(feed.phase)
         self._at.zero_()
 
     def advance(self, steps: int) -> None:
@@ -295,11 +292,6 @@ class Room:
     def _state(self) -> list[Tensor]:
         """All that a step leaves behind."""
         return [one for one in (self.y, self.velocity, self.raw, self._at, self.values) if one is not None]
-
-
-def by_client(value: Tensor | float) -> bool:
-    """Whether a term has a row for every client."""
-    return not isinstance(value, (int, float)) and value.ndim == 2 and len(value) > 1
 
 
 def rule_of(cohort: Cohort, chunk: int) -> Rule:

@@ -163,7 +163,7 @@ def pooled(paths: Iterable[str | Path]) -> Pooled:
 def _comparable(first: Folder, other: Folder) -> None:
     """Raises ValueError where runs of the two cannot be held against each other."""
     for table in SHARED:
-        a, b = _flat(first.document.get(table, {})), _flat(other.document.get(table, {}))
+        a, b = flat(first.document.get(table, {})), flat(other.document.get(table, {}))
         ignored = OTHERWISE if table == "run" else ("data-dir",)
         differ = [key for key in {**a, **b} if a.get(key) != b.get(key) and key not in ignored]
         if differ:
@@ -183,11 +183,11 @@ def _comparable(first: Folder, other: Folder) -> None:
             )
 
 
-def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Tables in tables as one, keys joined by dots."""
     out: dict[str, Any] = {}
     for key, value in table.items():
-        out |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+        out |= flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
     return out
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedsim.report.folders import flat
 from fedsim.report.page.blocks import Block, Fold, Grid, Name, Section, Words
 from fedsim.report.page.gather import Story
 from fedsim.report.page.measures import pen, several
@@ -66,7 +67,7 @@ def _winners(story: Story, every: Sequence[Mapping[str, Any]]) -> Grid:
 
 def _trials(one: Mapping[str, Any]) -> Fold:
     """Every trial of a strategy, the best first."""
-    trials = [_flat(trial) for trial in one["trials"] if isinstance(trial, Mapping)]
+    trials = [flat(trial) for trial in one["trials"] if isinstance(trial, Mapping)]
     falls = _falls(one, trials)
     ordered = sorted(trials, key=lambda trial: _worth(trial, falls))
     columns = [key for key in dict.fromkeys(key for trial in trials for key in trial)
@@ -91,14 +92,6 @@ def _worth(trial: Mapping[str, Any], falls: bool) -> tuple[float, float]:
     if not isinstance(found, (int, float)) or not math.isfinite(found):
         return (math.inf, 0.0)
     return (far, float(found) if falls else -float(found))
-
-
-def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Tables in tables as one, keys joined by dots."""
-    out: dict[str, Any] = {}
-    for key, item in table.items():
-        out |= _flat(item, f"{before}{key}.") if isinstance(item, Mapping) else {f"{before}{key}": item}
-    return out
 
 
 def _said(value: Any) -> str:
