@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.engine import heap
+from fedsim.engine import heap, native
 from fedsim.engine.traced import kernels
+from fedsim.engine.traced.kernels import pictures, products
 from fedsim.engine.traced.program import Program, agrees, compiled
 
 aten = torch.ops.aten
@@ -29,7 +30,7 @@ class Node:
         self.target = target
 
 
-def products() -> list[Any]:
+def linear() -> list[Any]:
     """Products of matrices as Linear's forward and backward passes ask for them."""
     x, w, g = normal(3, 20, 784), normal(3, 200, 784), normal(3, 20, 200)
     return [
@@ -47,6 +48,23 @@ needs_onednn = pytest.mark.skipif(
 )
 
 
+needs_operators = pytest.mark.skipif(native.operators() is None, reason=f"operators are {native.told()}")
+
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no compiler: the libraries torch calls."""
+    monkeypatch.setattr(native, "operators", lambda: None)
+
+
+@pytest.fixture(params=[pytest.param(True, marks=needs_operators, id="own"), pytest.param(False, id="libraries")])
+def either(request: pytest.FixtureRequest) -> bool:
+    """With fedsim's own operators, and as where there is no compiler."""
+    if not request.param:
+        request.getfixturevalue("libraries")
+    return bool(request.param)
+
+
 def check(target: Any, args: tuple[Any, ...]) -> None:
     """The way found gives the operator's value, as a new tensor and in buffers that held something else."""
     way = kernels.way(Node(target), args)  # type: ignore[arg-type]
@@ -54,25 +72,44 @@ def check(target: Any, args: tuple[Any, ...]) -> None:
     expected, found = target(*args), way.run(*args)
     assert agrees(found, expected)
     if way.into is not None:
-        buffer = torch.full_like(found, torch.nan)
-        for call, given, named in way.into(buffer, args):
+        many = isinstance(found, tuple)
+        buffers = [None if one is None else torch.full_like(one, 77) for one in (found if many else [found])]
+        for call, given, named in way.into(buffers if many else buffers[0], args):
             call(*given, **named)
-        torch.testing.assert_close(buffer, expected, **SAME)
+        for buffer, one in zip(buffers, expected if many else [expected], strict=True):
+            assert (buffer is None) == (one is None)
+            if buffer is not None:
+                torch.testing.assert_close(buffer, one, **SAME)
+
+
+@needs_operators
+@pytest.mark.parametrize(("target", "args"), linear())
+def test_own_products(target: Any, args: tuple[Any, ...]) -> None:
+    """By fedsim's own operator, but not those of other precisions, nor large ones whichever way one looks at them, nor
+    sums of few terms of matrices that can only be read along these."""
+    check(target, args)
+    assert kernels.way(Node(target), tuple(one.double() for one in args)) is None  # type: ignore[arg-type]
+    assert products.owned(normal(100, 200), normal(200, 100)) is None
+    assert products.owned(normal(20, 200), normal(200, 100)) is not None
+    assert products.owned(normal(20, 200), normal(100, 200).mT) is not None
+    assert products.owned(normal(20, 90), normal(100, 90).mT) is None
 
 
 @needs_onednn
-@pytest.mark.parametrize(("target", "args"), products())
+@pytest.mark.usefixtures("libraries")
+@pytest.mark.parametrize(("target", "args"), linear())
 def test_large_products(target: Any, args: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """By oneDNN where it is the faster one; small ones and those of other precisions never."""
-    monkeypatch.setattr(kernels, "onednn", lambda: True)
+    monkeypatch.setattr(products, "onednn", lambda: True)
     check(target, args)
     small = tuple(one[..., :8] if one.ndim == 1 else one[..., :8, :8] for one in args)
     assert kernels.way(Node(target), small) is None  # type: ignore[arg-type]
     assert kernels.way(Node(target), tuple(one.double() for one in args)) is None  # type: ignore[arg-type]
-    monkeypatch.setattr(kernels, "onednn", lambda: False)
+    monkeypatch.setattr(products, "onednn", lambda: False)
     assert kernels.way(Node(target), args) is None  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("libraries")
 def test_narrow_products() -> None:
     """Ten columns: as the transpose of the transposes' product."""
     x, w = normal(7, 20, 784), normal(7, 10, 784)
@@ -83,11 +120,12 @@ def test_narrow_products() -> None:
 
 @needs_onednn
 @pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("lanes", [0, 1, 3])
 def test_taken_off(fast: bool, turned: bool, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A product is taken off weights that lie in a longer vector, transposed or not."""
-    monkeypatch.setattr(kernels, "onednn", lambda: fast)
+    monkeypatch.setattr(products, "onednn", lambda: fast)
     lead = (lanes,) if lanes else ()
     g, x = normal(*lead, 20, 200), normal(*lead, 20, 784, seed=1)
     y = normal(*lead, 5 + 200 * 784, seed=2)
@@ -99,6 +137,7 @@ def test_taken_off(fast: bool, turned: bool, lanes: int, monkeypatch: pytest.Mon
     torch.testing.assert_close(w, before - g.mT @ x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("channels", [(1, 6), (6, 16), (16, 8)])
 @pytest.mark.parametrize("mask", [[True, True, True], [False, True, False], [True, True, False], [False, True, True]])
 def test_convolutions(channels: tuple[int, int], mask: list[bool]) -> None:
@@ -115,13 +154,24 @@ def test_convolutions(channels: tuple[int, int], mask: list[bool]) -> None:
     assert kernels.way(Node(aten.convolution.default), grouped) is None  # type: ignore[arg-type]
 
 
+@needs_operators
+def test_pooling() -> None:
+    """Of channels that lie last, without borders."""
+    pool = Node(aten.max_pool2d_with_indices.default)
+    x = pictures.last(normal(4, 6, 10, 9))
+    check(pool.target, (x, [2, 2], [2, 2]))
+    check(pool.target, (x, [3, 2], [2], [0, 0], [1, 1], False))
+    for args in ((x.contiguous(), [2, 2]), (x.double(), [2, 2]), (x, [2, 2], [2, 2], [1, 1]), (x, [12, 2])):
+        assert kernels.way(pool, args) is None  # type: ignore[arg-type]
+
+
 def test_pooling_back() -> None:
-    x = kernels.last(normal(4, 6, 10, 10))
+    x = pictures.last(normal(4, 6, 10, 10))
     _, places = aten.max_pool2d_with_indices.default(x, [2, 2], [2, 2])
     g = normal(4, 6, 5, 5, seed=1)
     rest = (x, [2, 2], [2, 2], [0, 0], [1, 1], False, places)
     check(aten.max_pool2d_with_indices_backward.default, (g, *rest))
-    assert kernels.way(Node(aten.max_pool2d_with_indices_backward.default), (kernels.last(g), *rest)) is None  # type: ignore[arg-type]
+    assert kernels.way(Node(aten.max_pool2d_with_indices_backward.default), (pictures.last(g), *rest)) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("large", [1.0, 80.0, 1e4])
@@ -171,7 +221,7 @@ def test_a_convolution_that_ends_in_relu_is_one_call() -> None:
                     torch.testing.assert_close(found, expected, **SAME)
 
 
-def test_what_is_taken_off_is_taken_off_last() -> None:
+def test_what_is_taken_off_is_taken_off_last(either: bool) -> None:
     """Weights that the backward pass still needs are whole until then, and making the program changes nothing."""
     w, v, x = normal(6, 5), normal(4, 6, seed=1), normal(3, 5, seed=2)
 
@@ -193,7 +243,7 @@ def test_what_is_taken_off_is_taken_off_last() -> None:
         torch.testing.assert_close(found, value)
         torch.testing.assert_close((w, v), expected)
     names = [getattr(call, "__name__", "") for call, _, _ in program.calls]
-    assert names[-2:] == ["addmm.out", "addmm.out"]
+    assert names[-2:] == 2 * ["multiply.default" if either else "addmm.out"]
 
 
 def test_memory_stays() -> None:

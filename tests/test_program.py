@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim import LocalSGD, Stacked, Work, federate, keyed
 from fedsim.data import Dataset
-from fedsim.engine import pools, rooms, workers
+from fedsim.engine import native, pools, rooms, workers
 from fedsim.engine.gradients import gradients
 from fedsim.engine.room import Room, Rule
-from fedsim.engine.traced.program import Program
+from fedsim.engine.traced import program
+from fedsim.engine.traced.program import Program, compiled
 from fedsim.engine.traced.simpler import once
 from fedsim.task import Task
 
@@ -50,6 +51,17 @@ class Words(nn.Module):
         return self.out(state)
 
 
+class Factors(nn.Module):
+    """Weights that are products of matrices: the gradient of each is a product with the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3, 192))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ (self.left @ self.right).mT
+
+
 MODELS: dict[str, Any] = {
     "logistic": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4)),
     "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 9), nn.ReLU(), nn.Linear(9, 4)),
@@ -60,6 +72,7 @@ MODELS: dict[str, Any] = {
     ),
     "residual": lambda: nn.Sequential(Residual(), nn.Flatten(), nn.LayerNorm(192), nn.Linear(192, 4)),
     "recurrent": Words,
+    "factors": Factors,
 }  # fmt: skip
 
 
@@ -111,14 +124,23 @@ class Filled:
 PLAIN = Rule()
 
 
+needs_operators = pytest.mark.skipif(native.operators() is None, reason=f"operators are {native.told()}")
+
+
+@pytest.mark.parametrize("own", [pytest.param(True, marks=needs_operators), False])
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_numbers_are_the_functions(name: str, chunk: int, plain: bool) -> None:
-    """For whatever it holds, also what it was not made with: the gradients of a small batch of models to the last bit,
-    those of one model, and weights that products of matrices are taken off, to rounding."""
+def test_the_numbers_are_the_functions(
+    name: str, chunk: int, plain: bool, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For whatever it holds, also what it was not made with: by torch's operators the gradients of a small batch of
+    models to the last bit; those of one model, weights that products of matrices are taken off, and what fedsim's own
+    operators give, to rounding."""
+    if not own:
+        monkeypatch.setattr(native, "operators", lambda: None)
     filled = Filled(task_of(name), chunk, plain)
-    exact = chunk > 1 and not plain
+    exact = chunk > 1 and not plain and not own
     for seed in (1, 2, 1, 3):
         found, expected = filled.run(seed)
         assert filled.room.traced
@@ -162,7 +184,7 @@ def test_nothing_new_is_made(name: str) -> None:
     with Seen() as seen:
         filled.room._gradients()
     assert 10 < len(seen.names) < 40
-    in_place = ("out", "copy_", "grad_input", "_foreach_sub_")
+    in_place = ("out", "copy_", "grad_input", "_foreach_sub_", "fedsim.")
     assert all(any(part in name for part in in_place) for name in seen.names)
 
 
@@ -309,6 +331,31 @@ def test_clients_are_dealt_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [sum(steps[j] for j in part) for part in dealt] == [9, 8, 7]
     assert workers.shares(steps, 8, cpu) == [list(range(8))]  # they fill one room's lanes
     assert workers.shares(steps, 1, torch.device("cuda")) == [list(range(8))]
+
+
+def test_workers_and_a_model_that_cannot_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may trace while the other has given up on that and trains: a module holds one client's parameters at a time,
+    and torch.fx changes nn.Module for all threads."""
+    task, who = task_of("mlp"), torch.arange(6)
+    work, keys, local = Work(task.fresh(0).expand(6, -1)), keyed.fold(0, who), LocalSGD(steps=3, batch=5)
+    expected = Stacked(1)(task, who, work, keys, local).delta
+    rooms.clear()
+
+    def gives_up(*given: Any) -> None:
+        compiled(*given)
+        raise RuntimeError("no trace of this")
+
+    monkeypatch.setattr(program, "compiled", gives_up)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(5):
+            rooms.clear()
+            found = Stacked(1)(task, who, work, keys, local).delta
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    finally:
+        torch.set_num_threads(threads)
+        rooms.clear()
 
 
 def test_what_goes_wrong_in_a_worker_is_raised() -> None:

@@ -30,10 +30,10 @@ def committed() -> dict[str, Any]:
 @pytest.mark.parametrize("way", ["star", "one-peer", "tracking", "top-k"])
 def test_the_first_evaluations(bench: ModuleType, data_dir: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """With the first seed and Dirichlet labels. To 2e-3: other processors round otherwise. Where that changes which
-    coordinates are the largest, as top-k sends them, accuracies are some 0.01 apart and the objective 0.2 after 21
-    rounds, between our own engines too."""
+    coordinates are the largest, as top-k sends them, accuracies are some 0.01 apart, consensus distances 3 % and the
+    objective 0.2 after 21 rounds, between our own engines too."""
     exact = way != "top-k"
-    near = 2e-3 if exact else 2e-2
+    near = 2e-3 if exact else 5e-2
     monkeypatch.setenv("FEDSIM_DATA", str(data_dir))
     runs = bench.read()
     case = next(c for c in runs if (c.alpha, c.way, c.seed) == (0.1, way, 1))

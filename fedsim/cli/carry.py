@@ -96,12 +96,15 @@ def carry_out(
     from fedsim import compare, standing
     from fedsim.cli.progress import Bar
     from fedsim.cli.summary import print_summary
+    from fedsim.engine import native
     from fedsim.record import RunFolder, environment, note
     from fedsim.report import write_figures
     from fedsim.report.page import PAGE, write_page
 
     screen = Console(stderr=True, quiet=quiet)
     experiment = compare.settle(experiment)
+    if experiment.run.device == "cpu" and native.pending():
+        screen.print("compiling operators for this machine, once: some ten seconds")
     record, saved = (None, None) if going_on is None else going_on
     where = {} if flower is None else {"on": flower["on"]}
     if experiment.tuning is not None:

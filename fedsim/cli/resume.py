@@ -108,7 +108,7 @@ def _go_on(experiment: Experiment, run: Path, before: Mapping[str, Any], quiet: 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What numbers may depend on and is not what it was, in words."""
     found = []
-    for name in ("processor", "gpu", "threads"):
+    for name in ("processor", "gpu", "threads", "operators"):
         if before and before.get(name) != now[name]:
             found.append(f"{name} was {before.get(name)} and is {now[name]}")
     for name in ("fedsim", "torch", "numpy"):

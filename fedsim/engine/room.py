@@ -16,6 +16,7 @@ from fedsim.engine.feed import Feed, Served
 from fedsim.engine.gradients import alone, of_chunk
 from fedsim.engine.lanes import SEGMENT
 from fedsim.engine.pools import examples
+from fedsim.engine.traced import kernels
 from fedsim.engine.traced.program import Program
 from fedsim.engine.traced.recorded import recorded
 
@@ -206,7 +207,7 @@ class Room:
         )[: 5 if rule.phases else 4]:  # fmt: skip
             torch.index_select(segment, 0, self._at, out=one)
         for pool, rows in zip((self._pool, self._task.targets), self._rows, strict=True):
-            torch.index_select(pool, 0, self._place[0], out=rows)
+            kernels.take(rows, pool, self._place[0])
         *slopes, value = self._gradients()
         self.values.index_copy_(0, self._at, value[None])
         if not rule.plain:
@@ -316,5 +317,6 @@ def traits(task: Task) -> tuple[Any, ...]:
     normalised = pool is not task.inputs
     return (
         task.criterion, task.augment, None if normalised else task.mean, None if normalised else task.std,
-        tuple(pool.shape[1:]), pool.dtype, tuple(task.targets.shape[1:]), task.targets.dtype, task.dtype, task.device,
+        tuple(pool.shape[1:]), pool.dtype, pool.is_contiguous(), tuple(task.targets.shape[1:]), task.targets.dtype,
+        task.dtype, task.device,
     )  # fmt: skip

@@ -28,6 +28,7 @@ def environment(device: str) -> dict[str, Any]:
     import torch
 
     from fedsim import __version__
+    from fedsim.engine import native
 
     versions = {"fedsim": __version__}
     for package in ("torch", "numpy", "networkx", "flwr"):
@@ -42,5 +43,6 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         "gpu": gpu,
         "threads": torch.get_num_threads(),
+        "operators": native.told() if device == "cpu" else None,
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }

@@ -108,6 +108,7 @@ class Environment(Shape):
     started: str | None = None
     device: str | None = None
     gpu: str | None = None
+    operators: str | None = None
     processor: str | None = None
     platform: str | None = None
     threads: Count | None = None
