@@ -242,6 +242,24 @@ def test_a_race(racing: Any, tmp_path: Path) -> None:
     assert "ZeroDivisionError" in as_markdown(tables.table(found))
 
 
+def test_turns_are_of_a_few_rounds(racing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warming up alternates, then each plays its stint; nobody plays more rounds than the others."""
+    order: list[str] = []
+    tell = race.Player.tell
+
+    def told(self: Any, command: str) -> Any:
+        if command == "round":
+            order.append(str(id(self)))
+        return tell(self, command)
+
+    monkeypatch.setattr(race.Player, "tell", told)
+    monkeypatch.setitem(SMALL, "W", replace(SMALL["W"], stint=3))
+    (entry,) = racing(fake(tmp_path, "other"))
+    assert entry["failed"] is None
+    names = {name: "ab"[at] for at, name in enumerate(dict.fromkeys(order))}
+    assert "".join(names[one] for one in order) == "abbaaaabbbba"
+
+
 def test_an_environment_that_cannot_be_made_is_reported(
     racing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,13 @@
 """A workload from start to end: contenders in turns, and what came of it.
 
 A contender is tried in all its settings, each as it comes and tuned (`rivals.TUNED`), and counts in its best. Ours
-stay throughout a workload; rivals come one after the other, and meet ours in every round: in round t all play their
-round t, in an order that shifts. The first rounds warm up and are told apart.
+stay throughout a workload; rivals come one after the other, and meet ours in turns of a few rounds each, as a
+simulation plays them (`Workload.stint`), in an order that shifts. The first rounds warm up and are told apart.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
@@ -196,11 +197,14 @@ class Race:
         workload, everybody = self.workload, [*self.ours, *players]
         warm: dict[str, list[Entry]] = {_key(case): [] for case in everybody}
         timed: dict[str, list[Entry]] = {_key(case): [] for case in everybody}
-        for t in range(workload.warm + self.rounds):
+        stints = [range(t, t + 1) for t in range(workload.warm)]
+        over = workload.warm + self.rounds
+        stints += [range(t, min(t + workload.stint, over)) for t in range(workload.warm, over, workload.stint)]
+        for many, stint in enumerate(stints):
             # ours are warm after the first rival: one round more, to be awake
-            turn = players if 0 < t < workload.warm and not fresh else everybody
-            shift = t % len(turn)
-            for case in turn[shift:] + turn[:shift]:
+            turn = players if 0 < stint[0] < workload.warm and not fresh else everybody
+            shift = many % len(turn)
+            for case, t in itertools.product(turn[shift:] + turn[:shift], stint):
                 if case.setting in failed and case in players:
                     continue
                 try:

@@ -24,6 +24,7 @@ class Workload:
     rounds: int  # that are timed
     batch: int = 20
     degree: int = 0  # of the graph; 0: there is a server
+    stint: int = 1  # rounds a turn: in the first, what others did is in the caches
     warm: int = 2  # rounds before the timed ones
     tolerance: float = 0.02  # how far apart final accuracies may lie for the same work to have been done
 
@@ -45,13 +46,13 @@ class Workload:
 WORKLOADS = {
     each.name: each
     for each in (
-        Workload("W1", "logistic", 7_850, 1000, 60, 100, 10, 0.05, 20),
-        Workload("W2", "mlp", 159_010, 1000, 60, 100, 10, 0.05, 15),
-        Workload("W3", "lenet5", 61_706, 1000, 60, 50, 10, 0.2, 12, tolerance=0.04),
-        Workload("W4", "mcmahan-cnn", 1_663_370, 1000, 60, 10, 10, 0.05, 10, tolerance=0.04),
-        Workload("G1", "logistic", 7_850, 100, 100, 100, 5, 0.05, 20, degree=4),
-        Workload("G2", "mlp", 159_010, 100, 100, 100, 5, 0.05, 12, degree=4),
-        Workload("G3", "logistic", 7_850, 1000, 100, 1000, 5, 0.05, 8, degree=4),
+        Workload("W1", "logistic", 7_850, 1000, 60, 100, 10, 0.05, 20, stint=5),
+        Workload("W2", "mlp", 159_010, 1000, 60, 100, 10, 0.05, 15, stint=3),
+        Workload("W3", "lenet5", 61_706, 1000, 60, 50, 10, 0.2, 12, stint=2, tolerance=0.04),
+        Workload("W4", "mcmahan-cnn", 1_663_370, 1000, 60, 10, 10, 0.05, 10, stint=2, tolerance=0.04),
+        Workload("G1", "logistic", 7_850, 100, 100, 100, 5, 0.05, 20, degree=4, stint=5),
+        Workload("G2", "mlp", 159_010, 100, 100, 100, 5, 0.05, 12, degree=4, stint=3),
+        Workload("G3", "logistic", 7_850, 1000, 100, 1000, 5, 0.05, 8, degree=4, stint=2),
     )
 }
 QUICK = ("W1", "G1")
