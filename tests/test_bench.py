@@ -136,9 +136,9 @@ def test_processes_that_fail_say_why(tmp_path: Path) -> None:
     dying = run("print('{}', flush=True); input(); raise KeyError('no such thing')")
     assert dying.answer() == {}
     with pytest.raises(Gone, match=r"^exit 1: KeyError: 'no such thing'$"):
-        dying.tell("round")
+        dying.tell("rounds 1")
     with pytest.raises(Gone, match="exit 1"):  # and again
-        dying.tell("round")
+        dying.tell("rounds 1")
     dying.close()
     slow = run("import time; time.sleep(60)", 0.3)
     with pytest.raises(Gone, match=r"^no answer in 0\.3 s$"):
@@ -182,9 +182,13 @@ def test_rounds_are_timed_with_all_that_descends(tmp_path: Path) -> None:
     player = rivals.start(rival, sys.executable, saved(SMALL["W"], tmp_path), {"threads": 1}, {})
     assert player.answer() == {"ready": True}
     time.sleep(1)
-    took = player.tell("round")
+    took = player.tell("rounds 1")
+    both = player.tell("rounds 2")
     player.close()
-    assert 1 <= took["seconds"] < 1.9
+    (seconds,) = took["seconds"]
+    assert 1 <= seconds < 1.9
+    assert len(both["seconds"]) == 2
+    assert all(1 <= one < 1.9 for one in both["seconds"])
     assert took["cpu_seconds"] > 0.15 or not Path("/proc/self").exists()
 
 
@@ -248,8 +252,8 @@ def test_turns_are_of_a_few_rounds(racing: Any, tmp_path: Path, monkeypatch: pyt
     tell = race.Player.tell
 
     def told(self: Any, command: str) -> Any:
-        if command == "round":
-            order.append(str(id(self)))
+        if command.startswith("rounds "):
+            order.extend(int(command.removeprefix("rounds ")) * [str(id(self))])
         return tell(self, command)
 
     monkeypatch.setattr(race.Player, "tell", told)

@@ -7,7 +7,6 @@ simulation plays them (`Workload.stint`), in an order that shifts. The first rou
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import statistics
@@ -204,17 +203,19 @@ class Race:
             # ours are warm after the first rival: one round more, to be awake
             turn = players if 0 < stint[0] < workload.warm and not fresh else everybody
             shift = many % len(turn)
-            for case, t in itertools.product(turn[shift:] + turn[:shift], stint):
+            for case in turn[shift:] + turn[:shift]:
                 if case.setting in failed and case in players:
                     continue
                 try:
-                    took = case.player.tell("round")
+                    took = case.player.tell(f"rounds {len(stint)}")
                 except Gone as error:
                     if case in self.ours:
                         raise
-                    failed[case.setting] = f"round {t + 1}: {error}"
+                    these = f"round {stint[0] + 1}" if len(stint) == 1 else f"rounds {stint[0] + 1} to {stint[-1] + 1}"
+                    failed[case.setting] = f"{these}: {error}"
                     continue
-                (timed if t >= workload.warm else warm)[_key(case)].append(took)
+                each = [{"seconds": seconds, "cpu_seconds": took["cpu_seconds"]} for seconds in took["seconds"]]
+                (timed if stint[0] >= workload.warm else warm)[_key(case)] += each
         for case in everybody:
             steady, early = timed[_key(case)], warm[_key(case)]
             if case in players and case.setting in failed:

@@ -46,8 +46,8 @@ def table(entries: Sequence[Mapping[str, Any]]) -> Table:
     notes += [f"{name}: {line}." for name, line in {one["workload"]: one["workload_is"] for one in done}.items()]
     if done:
         notes.append(
-            "Median seconds of a round, contenders in turns of a few rounds; everyone in its best setting; memory is the "
-            "sum of the processes' peaks."
+            "Median seconds of a round, contenders in turns of a few rounds; everyone in its best setting; memory is "
+            "the sum of the processes' peaks."
         )
         it = done[0]["machine"]
         notes.append(f"{it['processor']}, {it['cores']} cores, {it['system']}, Python {it['python']}, {it['time']}.")

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeVar
 
 from fedsim.engine import heap
@@ -38,7 +38,7 @@ def shares(steps: Sequence[int], chunk: int, device: torch.device) -> list[list[
 
 @functools.cache
 def pool(many: int) -> ThreadPoolExecutor:
-    """Threads that stay."""
+    """So many threads that stay."""
     return ThreadPoolExecutor(many, thread_name_prefix="fedsim")
 
 
@@ -60,8 +60,9 @@ def single(device: torch.device) -> Iterator[None]:
 
 
 def each(work: Callable[[Part], None], parts: Sequence[Part], device: torch.device) -> None:
-    """Has the work done on every part, at the same time; raises what any of them raises. To be called within `single`,
-    from which the threads that do it have how many of torch's each may use."""
+    """Has the work done on every part, at the same time, on the first by this thread; raises what any of them raises,
+    when all are over. To be called within `single`, from which the threads that do it have how many of torch's each may
+    use."""
     if device.type == "cpu":
         heap.keep()
     if len(parts) == 1:
@@ -70,7 +71,12 @@ def each(work: Callable[[Part], None], parts: Sequence[Part], device: torch.devi
     patience = sys.getswitchinterval()
     sys.setswitchinterval(min(patience, SWITCH))
     try:
-        for done in [pool(len(parts)).submit(work, part) for part in parts]:
-            done.result()
+        others = [pool(len(parts) - 1).submit(work, part) for part in parts[1:]]
+        try:
+            work(parts[0])
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
     finally:
         sys.setswitchinterval(patience)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import resource
@@ -152,7 +153,9 @@ class Turns:
 
     def __init__(self, answers: Any, orders: Iterator[str]) -> None:
         self._answers, self._orders = answers, orders
-        self._began: tuple[float, dict[int, float]] | None = None
+        self._clocks: dict[int, float] | None = None  # as they were before the stint
+        self._marks: list[float] = []  # when its rounds began, and the last was over
+        self._left = 0  # rounds of it
         self.model: Callable[[], Array] | None = None  # gives the parameters [P]; of gossip the nodes' mean
         self.notes: dict[str, Any] = {}  # what is worth knowing about how it runs
         self.closing: list[Callable[[], Any]] = []  # what is to be done before the process ends
@@ -167,17 +170,23 @@ class Turns:
         self._answers.flush()
 
     def lap(self) -> None:
-        """A round is over, or all is set up: says so and waits. Ends the process when told to."""
-        if self._began is None:
+        """A round is over, or all is set up: says so and waits, after the last round of a stint. Ends the process when
+        told to."""
+        self._marks.append(time.perf_counter())
+        self._left -= 1
+        if self._left > 0:
+            return
+        if self._clocks is None:
             self.say(ready=True)
         else:
-            wall, (began, clocks) = time.perf_counter(), self._began
-            spent = {pid: now - clocks.get(pid, 0.0) for pid, now in cpu_clocks().items()}
-            self.say(seconds=wall - began, cpu_seconds=sum(spent.values()))
+            spent = {pid: now - self._clocks.get(pid, 0.0) for pid, now in cpu_clocks().items()}
+            seconds = [after - before for before, after in itertools.pairwise(self._marks)]
+            self.say(seconds=seconds, cpu_seconds=sum(spent.values()) / len(seconds))
         for order in self._orders:
-            if order == "round":
-                clocks = cpu_clocks()
-                self._began = (time.perf_counter(), clocks)
+            if order.startswith("rounds "):
+                self._left = int(order.removeprefix("rounds "))
+                self._clocks = cpu_clocks()
+                self._marks = [time.perf_counter()]
                 return
             if order.startswith("model "):
                 assert self.model is not None
