@@ -19,6 +19,8 @@ import functools
 import hashlib
 from typing import TYPE_CHECKING
 
+from fedsim import native
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+_MANY = 4096  # positions to shuffle from which our own operator is looked for
 _ROUNDS = 24  # of the shuffle; what a single position keeps of its origin falls like 2^-rounds
 
 
@@ -107,6 +110,18 @@ def normal(key: Key, *parts: Part) -> Tensor:
     return radius * torch.cos(2.0 * math.pi * uniform(base, 1))
 
 
+def walk(x: Tensor, pivot: Tensor, odd: Tensor, offset: Tensor, size: Tensor) -> None:
+    """A swap-or-not shuffle of the columns of x [b, N], in place, each with its own numbers [R, N] and size [N]."""
+    import torch
+
+    for r in range(len(pivot)):
+        other = pivot[r] - x
+        other += (other >> 63) & size  # (pivot − x) mod size
+        # the same coin for both of the pair: the top bit of a random affine map of the larger one
+        coin = torch.maximum(x, other).mul_(odd[r]).add_(offset[r]).bitwise_right_shift_(63)
+        x ^= other.bitwise_xor_(x).bitwise_and_(coin)
+
+
 def shuffled(key: Tensor, position: Tensor, size: Tensor) -> Tensor:
     """Where position [..., b] goes under each key's [...] own permutation of 0..size-1, size [...].
 
@@ -123,12 +138,11 @@ def shuffled(key: Tensor, position: Tensor, size: Tensor) -> Tensor:
     odd = parts[_ROUNDS : 2 * _ROUNDS] | 1
     offset = parts[2 * _ROUNDS :]
     x = torch.minimum(position.reshape(-1, many).T, size - 1).contiguous()  # [b, N]
-    for r in range(_ROUNDS):
-        other = pivot[r] - x
-        other += (other >> 63) & size  # (pivot − x) mod size
-        # the same coin for both of the pair: the top bit of a random affine map of the larger one
-        coin = torch.maximum(x, other).mul_(odd[r]).add_(offset[r]).bitwise_right_shift_(63)
-        x ^= other.bitwise_xor_(x).bitwise_and_(coin)
+    operators = native.operators() if x.device.type == "cpu" and x.numel() >= _MANY else None
+    if operators is not None:
+        operators.shuffle.default(x, pivot, odd, offset.contiguous(), size.contiguous())
+    else:
+        walk(x, pivot, odd, offset, size)
     return x.T.reshape(*lead, many)
 
 

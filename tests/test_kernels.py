@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.engine import heap, native
+from fedsim import native
+from fedsim.engine import heap
 from fedsim.engine.traced import kernels
 from fedsim.engine.traced.kernels import pictures, products
 from fedsim.engine.traced.program import Program, agrees, compiled

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.engine import native
+from fedsim import keyed, native
 
 aten = torch.ops.aten
 TOLERANCE = 2e-6  # of the sums of the terms' sizes
@@ -189,6 +189,24 @@ def test_rows_by_number(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 
 
 @needs_operators
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 40), b=st.integers(1, 9), most=st.sampled_from([1, 7, 1000, 2**31, 2**62]), seed=st.integers(0, 99)
+)
+def test_shuffling(n: int, b: int, most: int, seed: int) -> None:
+    """The integers that torch's operators give, for sizes up to the largest."""
+    draw = torch.Generator().manual_seed(seed)
+    size = torch.randint(1, most + 1, (n,), generator=draw)
+    x = torch.randint(0, 2**62, (b, n), generator=draw) % size
+    words = torch.randint(-(2**63), 2**63 - 1, (3, 24, n), generator=draw)
+    pivot, odd, offset = (words[0] & (2**62 - 1)) % size, words[1] | 1, words[2]
+    expected = x.clone()
+    keyed.walk(expected, pivot, odd, offset, size)
+    native.operators().shuffle.default(x, pivot, odd, offset, size)
+    assert torch.equal(x, expected)
+
+
+@needs_operators
 def test_threads_do_not_disturb_each_other() -> None:
     """Scratch memory is each thread's own."""
     x = normal(8, 6, 14, 14).contiguous(memory_format=torch.channels_last)
@@ -216,7 +234,7 @@ def test_threads_do_not_disturb_each_other() -> None:
 
 
 LOOK = """
-from fedsim.engine import native
+from fedsim import keyed, native
 pending = native.pending()
 print(native.operators() is not None, pending, native.told(), sep=" | ")
 """

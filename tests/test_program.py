@@ -15,9 +15,9 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedsim import LocalSGD, Stacked, Work, federate, keyed
+from fedsim import LocalSGD, Stacked, Work, federate, keyed, native
 from fedsim.data import Dataset
-from fedsim.engine import native, pools, rooms, workers
+from fedsim.engine import pools, rooms, workers
 from fedsim.engine.gradients import gradients
 from fedsim.engine.room import Room, Rule
 from fedsim.engine.traced import program

@@ -93,10 +93,9 @@ def carry_out(
 
     from rich.console import Console
 
-    from fedsim import compare, standing
+    from fedsim import compare, native, standing
     from fedsim.cli.progress import Bar
     from fedsim.cli.summary import print_summary
-    from fedsim.engine import native
     from fedsim.record import RunFolder, environment, note
     from fedsim.report import write_figures
     from fedsim.report.page import PAGE, write_page

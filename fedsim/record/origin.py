@@ -27,8 +27,7 @@ def environment(device: str) -> dict[str, Any]:
 
     import torch
 
-    from fedsim import __version__
-    from fedsim.engine import native
+    from fedsim import __version__, native
 
     versions = {"fedsim": __version__}
     for package in ("torch", "numpy", "networkx", "flwr"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fedsim.engine import native
+from fedsim import native
 from fedsim.engine.traced.kernels import pictures, products, softmax
 from fedsim.engine.traced.kernels.pictures import rectified
 from fedsim.engine.traced.kernels.products import subtract, taken_apart

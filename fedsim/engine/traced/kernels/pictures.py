@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedsim.engine import native
+from fedsim import native
 from fedsim.engine.traced.kernels.way import Call, Way, floats
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.engine import native
+from fedsim import native
 from fedsim.engine.traced.kernels.way import Call, Way, floats
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Operators of fedsim's own, for CPUs: small products of matrices, convolutions of few channels, pooling.
+"""Operators of fedsim's own, for CPUs: small products of matrices, convolutions of few channels, pooling, shuffling.
 
 The libraries torch calls are made for large matrices; a client's are small, and on some processors those libraries use
 half of what a core can do (benchmarks/engine/NOTES.md). Where there is a C++ compiler these operators are compiled once
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-O3", "-march=native", "-std=c++20", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-std=c++20", "-fwrapv", "-shared", "-fPIC")
 PATIENCE = 300.0  # seconds for a compiler
 _loading = threading.Lock()
 
@@ -83,7 +83,7 @@ def recipe() -> Recipe | str:
     """How they are compiled; in words, why they are not."""
     import torch
 
-    from fedsim.engine.native.source import SOURCE
+    from fedsim.native.source import SOURCE
 
     if os.environ.get("FEDSIM_NATIVE", "1") == "0":
         return "FEDSIM_NATIVE=0"
@@ -110,7 +110,7 @@ def library(wanted: Recipe) -> Path:
     """The compiled operators. Raises OSError or subprocess.SubprocessError where they cannot be compiled."""
     import torch
 
-    from fedsim.engine.native.source import SOURCE
+    from fedsim.native.source import SOURCE
 
     folder = cache()
     if (folder / wanted.name).is_file():

@@ -11,6 +11,7 @@ SOURCE = r"""
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -430,6 +431,46 @@ void take(Tensor out, const Tensor source, const Tensor places) {
   }
 }
 
+// --- integers ---
+
+// The walk of fedsim.keyed.shuffled, x[b, n] in place, with pivots, factors and offsets [rounds, n] and sizes [n]; for
+// one column of x, or as many as a vector holds.
+template <typename T>
+void walk(int64_t* x, int64_t b, int64_t n, const int64_t* pivot, const int64_t* odd, const int64_t* offset,
+          int64_t rounds, const int64_t* size_) {
+  auto get = [](const int64_t* p) { T v; std::memcpy(&v, p, sizeof v); return v; };
+  const T size = get(size_);
+  auto rows = [&](int64_t* at, auto count) {  // some at a time, so that one need not wait for the other
+    constexpr int U = decltype(count)::value;
+    T here[U];
+    for (int u = 0; u < U; ++u) here[u] = get(at + u * n);
+    for (int64_t r = 0; r < rounds; ++r) {
+      const T p = get(pivot + r * n), f = get(odd + r * n), o = get(offset + r * n);
+      for (int u = 0; u < U; ++u) {
+        T other = p - here[u];
+        other += (other >> 63) & size;
+        const T larger = here[u] > other ? here[u] : other;
+        here[u] ^= (other ^ here[u]) & ((larger * f + o) >> 63);
+      }
+    }
+    for (int u = 0; u < U; ++u) std::memcpy(at + u * n, &here[u], sizeof(T));
+  };
+  int64_t i = 0;
+  for (; i + 4 <= b; i += 4) rows(x + i * n, std::integral_constant<int, 4>{});
+  for (; i < b; ++i) rows(x + i * n, std::integral_constant<int, 1>{});
+}
+
+void shuffle(Tensor x_, const Tensor pivot, const Tensor odd, const Tensor offset, const Tensor size) {
+  typedef int64_t Eight __attribute__((vector_size(64)));
+  auto words = [](const Tensor& t) { return static_cast<int64_t*>(t.data_ptr()); };
+  const int64_t b = x_.size(0), n = x_.size(1), rounds = pivot.size(0);
+  int64_t *x = words(x_), *p = words(pivot), *f = words(odd), *o = words(offset), *s = words(size);
+  auto part = [&](int64_t j, auto kind) { walk<decltype(kind)>(x + j, b, n, p + j, f + j, o + j, rounds, s + j); };
+  int64_t j = 0;
+  for (; j + 8 <= n; j += 8) part(j, Eight{});
+  for (; j < n; ++j) part(j, int64_t{});
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(fedsim, m) {
@@ -437,6 +478,7 @@ STABLE_TORCH_LIBRARY(fedsim, m) {
   m.def("convolve(Tensor(a!) out, Tensor x, Tensor weight, Tensor bias, int down, int right, bool positive) -> ()");
   m.def("convolve_weight(Tensor(a!) of_weight, Tensor(b!) of_bias, Tensor g, Tensor x, int down, int right) -> ()");
   m.def("convolve_input(Tensor(a!) of_x, Tensor g, Tensor weight, int down, int right) -> ()");
+  m.def("shuffle(Tensor(a!) x, Tensor pivot, Tensor odd, Tensor offset, Tensor size) -> ()");
   m.def("take(Tensor(a!) out, Tensor source, Tensor places) -> ()");
   m.def("pool(Tensor(a!) out, Tensor(b!) at, Tensor x, int kh, int kw, int sh, int sw) -> ()");
 }
@@ -446,6 +488,7 @@ STABLE_TORCH_LIBRARY_IMPL(fedsim, CPU, m) {
   m.impl("convolve", TORCH_BOX(&convolve));
   m.impl("convolve_weight", TORCH_BOX(&convolve_weight));
   m.impl("convolve_input", TORCH_BOX(&convolve_input));
+  m.impl("shuffle", TORCH_BOX(&shuffle));
   m.impl("take", TORCH_BOX(&take));
   m.impl("pool", TORCH_BOX(&pool));
 }
