@@ -48,7 +48,7 @@ def client_app(
     """A ClientApp whose node with partition-id i is client i of the task, or with clients="0-3,7" these five.
 
     `task` may be a function of the Context; it is called for every message, so let it cache what is costly. A train
-    message trains that client from the arrays that came, with the work in it (see wire.py), and answers with the
+    message trains that client from the arrays that came, with the work in it (see wire/), and answers with the
     arrays, or with how far they moved when asked so, and num-examples, loss, train_loss (the same), steps, lr and span.
     Its minibatches follow from the key in the message, and without one from (seed, server-round, i) as in `simulate`;
     "seed" in the train config goes before `seed`, and "proximal-mu" is the work's mu, as Flower's FedProx means it. An
