@@ -44,6 +44,9 @@ class LocalSGD:
             raise ValueError("give either steps or epochs")
         for name in ("steps", "epochs", "batch"):
             value = getattr(self, name)
+            if isinstance(value, str):
+                whole = "; None is all of a client's examples" if name == "batch" else ""
+                raise ValueError(f"{name} must be a whole number from 1{whole}, got {value!r}")
             if value is not None and (value < 1 or value != int(value) or isinstance(value, bool)):
                 raise ValueError(f"{name} must be a whole number from 1, got {value}")
         if not 0 <= self.momentum < 1:

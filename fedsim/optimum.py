@@ -13,6 +13,7 @@ yet gone.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -157,7 +158,9 @@ def drifted(
     first = x.to(torch.float64).cpu().numpy()
     still = tolerance * max(float(np.abs(flat(first)).max()), 1e-300)
     options = {"fatol": still, "maxiter": rounds, "line_search": None, "jac_options": {"M": 20, "alpha": 1.0}}
-    found = root(flat, first, method="anderson", options=options)
+    with warnings.catch_warnings():  # steps that go too far, and are mended
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = root(flat, first, method="anderson", options=options)
     return torch.from_numpy(np.array(found.x)).to(task.device)
 
 

@@ -394,6 +394,7 @@ def test_schedules_of_the_learning_rate() -> None:
     ({"steps": 0}, "steps must be a whole number"), ({"steps": 1, "momentum": 1.0}, "momentum must be"),
     ({"steps": 1, "clip": 0.0}, "clip must be positive"), ({"steps": 1, "batch": 0}, "batch must be"),
     ({"steps": 1.5}, "steps must be a whole number"),
+    ({"steps": 1, "batch": "all"}, "a whole number from 1; None is all of a client's examples, got 'all'"),
     ({"steps": 1, "weight_decay": -0.1}, "weight_decay"),
 ])  # fmt: skip
 def test_impossible_training_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -167,6 +167,13 @@ def test_averaging_needs_rows_that_sum_to_one_and_pushing_columns(kind: Any) -> 
         last(SGP(), BOWLS, everyone(N, 1), n=N, x=ZERO)
 
 
+@pytest.mark.parametrize("kind", [DPSGD, SGP, ChocoSGD])
+def test_a_name_is_no_mixing(kind: Any) -> None:
+    """As files write it: in Python it is an object."""
+    with pytest.raises(ValueError, match=f"{kind.__name__} needs a mixing such as .*, got 'metropolis'"):
+        kind(mixing="metropolis")
+
+
 # Compressed differences ----------------------------------------------------------------------------------------------
 
 X = normal(4, 200, seed=9)

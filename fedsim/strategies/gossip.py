@@ -70,8 +70,15 @@ def per(value: Tensor, span: Tensor) -> Tensor:
     return torch.where(span > 0, value / span, 0.0)
 
 
+def is_mixing(name: str, mixing: Any) -> None:
+    """Raises ValueError for what is no mixing, such as the name of one, which only an experiment file turns into it."""
+    if not hasattr(mixing, "averaging"):
+        raise ValueError(f"{name} needs a mixing such as fedsim.mixing.Metropolis(), got {mixing!r}")
+
+
 def keeps_the_mean(name: str, mixing: Mixing) -> None:
     """Raises ValueError unless the mixing is doubly stochastic, whoever is absent."""
+    is_mixing(name, mixing)
     if mixing.averaging != "doubly stochastic":
         raise ValueError(
             f"{name} needs doubly stochastic weights, and {type(mixing).__name__} is {mixing.averaging}; "
@@ -81,6 +88,7 @@ def keeps_the_mean(name: str, mixing: Mixing) -> None:
 
 def averages(name: str, mixing: Mixing) -> None:
     """Raises ValueError for a mixing that passes shares on: without push-sum's weights these do not average."""
+    is_mixing(name, mixing)
     if mixing.averaging == "column-stochastic":
         raise ValueError(
             f"{name} needs weights whose rows sum to 1, and {type(mixing).__name__} is column-stochastic; take SGP"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from fedsim.mixing import Edges, Mixing, Push
-from fedsim.strategies.gossip import one_each
+from fedsim.strategies.gossip import is_mixing, one_each
 from fedsim.strategy import Averaging, Exchange, Round, Traffic
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class SGP(Averaging):
     plain: ClassVar[str | None] = "its weights belong to plain averages"
 
     def __post_init__(self) -> None:
+        is_mixing("SGP", self.mixing)
         if self.mixing.averaging == "row-stochastic":
             raise ValueError(
                 f"SGP needs weights whose columns sum to 1, and {type(self.mixing).__name__} is row-stochastic; "
