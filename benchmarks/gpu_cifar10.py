@@ -159,7 +159,7 @@ def play(
             players[name].answer()
         for t in range(1, rounds + 1):
             for name in list(players) if t % 2 else list(players)[::-1]:
-                seconds[name].append(players[name].tell("round")["seconds"])
+                seconds[name] += players[name].tell("rounds 1")["seconds"]
             if t in due:
                 found = {}
                 for name, player in players.items():

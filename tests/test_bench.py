@@ -192,6 +192,15 @@ def test_rounds_are_timed_with_all_that_descends(tmp_path: Path) -> None:
     assert took["cpu_seconds"] > 0.15 or not Path("/proc/self").exists()
 
 
+def test_an_order_that_is_none_ends_the_process(tmp_path: Path) -> None:
+    """Instead of nothing, for as long as somebody waits for the answer."""
+    player = rivals.start(fake(tmp_path, "f"), sys.executable, saved(SMALL["W"], tmp_path), {"threads": 1}, {})
+    assert player.answer() == {"ready": True}
+    with pytest.raises(Gone, match="there is no order 'round'"):
+        player.tell("round")
+    player.close()
+
+
 @pytest.fixture
 def racing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Races of fake rivals against a fake us that takes 10 ms."""

@@ -82,7 +82,7 @@ def beside(workload: workloads.Workload, folder: Path, rounds: int) -> list[dict
         order = list(players)
         for t in range(workload.warm + rounds):
             for key in order[t % len(order) :] + order[: t % len(order)]:
-                told = players[key].tell("round")
+                told = players[key].tell("rounds 1")
                 if t >= workload.warm:
                     seconds[key].append(told["cpu_seconds"])
         for (name, way), each in seconds.items():

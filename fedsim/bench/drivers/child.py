@@ -194,6 +194,8 @@ class Turns:
                 self.say(saved=True)
             elif order == "tell":
                 self.say(peak_mb=peak_mb(), **self.notes)
+            else:
+                raise ValueError(f"there is no order {order!r}")
         for close in self.closing:
             close()
         os._exit(0)  # whatever loop is around this one

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def drive(world: World, turns: Turns) -> None:
     """pfl owns the loop: it takes turns in its hook after a round."""
     rank, processes = 0, int(world.setting.get("processes", 1))
+    gates: list[tuple[int, int]] = []  # a pipe for each other rank, which waits at its end between turns
     if processes > 1:
+        gates = [os.pipe() for _ in range(1, processes)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             place = f"127.0.0.1:{free.getsockname()[1]}"
@@ -41,14 +43,27 @@ def drive(world: World, turns: Turns) -> None:
         return inputs[places], targets[places]
 
     users = (int(i) for cohort in world.cohorts for i in cohort)
-    run(world, turns, module, holds, users, speaks=rank == 0)
+
+    def lap() -> None:  # the first rank speaks for all; without a gate the others would train on in others' turns
+        if rank == 0:
+            turns.lap()
+            for _, write in gates:
+                os.write(write, b".")
+        elif not os.read(gates[rank - 1][0], 1):
+            os._exit(0)
+
+    if rank:
+        for _, write in gates:
+            os.close(write)
+    run(world, turns, module, holds, users, lap)
 
 
 def run(
-    world: World, turns: Turns, module: Any, holds: Callable[[int], Any], users: Iterator[int], speaks: bool = True
-) -> None:
+    world: World, turns: Turns, module: Any, holds: Callable[[int], Any], users: Iterator[int],
+    lap: Callable[[], None] | None = None,
+) -> None:  # fmt: skip
     """All rounds with a module that has a `loss`; `holds` gives the inputs and targets of a user, in the order in which
-    they make minibatches. Of several ranks one `speaks`."""
+    they make minibatches. After each `lap` is called: the turns' own if None."""
     import torch
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.algorithm.base import NNAlgorithmParams
@@ -81,11 +96,10 @@ def run(
             return False, self.lap()
 
         def lap(self) -> Any:
-            """When the device is done. The first rank speaks for all; the others wait for it when they add up."""
+            """When the device is done."""
             if on_gpu:
                 torch.cuda.synchronize()
-            if speaks:
-                turns.lap()
+            (lap or turns.lap)()
             return Metrics()
 
     def dataset(user: int) -> Any:
