@@ -14,6 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Operators of our own are compiled before the first test, once: not in each worker, nor within a test's time."""
+    if not hasattr(config, "workerinput"):
+        from fedsim import native
+
+        native.operators()
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with real data sets (mnist/, fashion-mnist/, ...), for the tests that need them."""

@@ -4,6 +4,7 @@ cannot be compiled."""
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -243,7 +244,11 @@ print(native.operators() is not None, pending, native.told(), sep=" | ")
 def look(**environment: str) -> str:
     """What another process finds."""
     out = subprocess.run(
-        [sys.executable, "-c", LOOK], capture_output=True, text=True, check=True, env={**os.environ, **environment}
+        [sys.executable, "-c", LOOK],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"FEDSIM_NATIVE": "1"} | environment,
     )
     return out.stdout.strip()
 
@@ -274,3 +279,20 @@ def test_compiled_once(tmp_path: Path) -> None:
     occupied = tmp_path / "file"
     occupied.write_text("not a folder")
     assert look(XDG_CACHE_HOME=str(occupied)).startswith("True | True | fedsim's own, by ")
+
+
+@needs_operators
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are switches for x86")
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx512f -mno-avx2 -mno-avx -mno-fma"])
+def test_on_lesser_processors(without: str, tmp_path: Path) -> None:
+    """With shorter vectors, and without loads of parts of them, everything above holds too."""
+    if "CXX" in os.environ:
+        pytest.skip("CXX is set")
+    chosen = ["products", "convolutions", "pooling", "shuffling", "no_number"]
+    out = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", " or ".join(chosen)],
+        capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+        env={**os.environ, "CXX": f"c++ {without}", "XDG_CACHE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert out.returncode == 0, out.stdout[-3000:]
+    assert " skipped" not in out.stdout.splitlines()[-1]

@@ -22,6 +22,7 @@ from helpers import command, small
 from torch import Tensor
 
 from fedsim import cli, compare, experiment, standing, strategies
+from fedsim.cli import resume
 from fedsim.engine import Stacked
 from fedsim.lock import Lock, Taken
 from fedsim.record import read_metrics, read_result, read_times
@@ -646,3 +647,12 @@ def test_a_strategy_of_flower_begins_again_and_the_others_go_on(
     assert "goes on from the next of its runs: of 8 runs 6 are over, 0 under way\n" in error
     assert "flwr:FedAdam keeps its state to itself" in error
     same(run, tmp_path / "straight")
+
+
+def test_other_operators_are_said() -> None:
+    """A machine without a C++ compiler rounds otherwise, and so does a processor that is not the same."""
+    before = {"operators": "fedsim's own, by c++ 12", "processor": "a", "threads": 1, "packages": {"torch": "2.13.0"}}
+    assert resume._changes(before, before | {"gpu": None}) == []
+    now = before | {"gpu": None, "operators": "torch's (no C++ compiler)"}
+    (said,) = resume._changes(before, now)
+    assert said.startswith("operators was fedsim's own, by c++ 12 and is torch's (no C++ compiler): from here on ")
