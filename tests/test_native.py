@@ -270,15 +270,22 @@ def test_done_without(tmp_path: Path) -> None:
 
 @needs_operators
 def test_compiled_once(tmp_path: Path) -> None:
-    """Into the user's cache; where there is no place for one, for this process."""
+    """Into the user's cache."""
     assert look(XDG_CACHE_HOME=str(tmp_path)).startswith("True | True | fedsim's own, by ")
     (made,) = (tmp_path / "fedsim").iterdir()
     written = made.stat().st_mtime_ns
     assert look(XDG_CACHE_HOME=str(tmp_path)).startswith("True | False | ")
     assert [each.stat().st_mtime_ns for each in (tmp_path / "fedsim").iterdir()] == [written]
-    occupied = tmp_path / "file"
-    occupied.write_text("not a folder")
-    assert look(XDG_CACHE_HOME=str(occupied)).startswith("True | True | fedsim's own, by ")
+
+
+def test_where_there_is_no_place_for_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for this process alone."""
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    folder = native.cache()
+    assert folder.is_dir()
+    assert list(folder.iterdir()) == []
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 @needs_operators
