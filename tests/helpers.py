@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim import cli
+from fedsim import cli, native
 from fedsim.task import Task
 from fedsim.testing.clients import Bowl, Frozen, Honest, quadratics
 from fedsim.testing.loop import drive, last, models, round_of, row, uniform
@@ -38,6 +38,7 @@ __all__ = [
     "last",
     "load_benchmark",
     "models",
+    "needs_operators",
     "noise",
     "quadratics",
     "round_of",
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 F64 = torch.float64
+
+needs_operators = pytest.mark.skipif(native.operators() is None, reason=f"operators are {native.told()}")
 
 # The command line -----------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import needs_operators
 from torch import nn
 
 from fedsim import native
@@ -47,9 +48,6 @@ def linear() -> list[Any]:
 needs_onednn = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of torch has no oneDNN"
 )
-
-
-needs_operators = pytest.mark.skipif(native.operators() is None, reason=f"operators are {native.told()}")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import needs_operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from fedsim import keyed, native
 
 aten = torch.ops.aten
 TOLERANCE = 2e-6  # of the sums of the terms' sizes
-needs_operators = pytest.mark.skipif(native.operators() is None, reason=f"operators are {native.told()}")
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

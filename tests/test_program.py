@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import needs_operators
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -122,9 +123,6 @@ class Filled:
 
 
 PLAIN = Rule()
-
-
-needs_operators = pytest.mark.skipif(native.operators() is None, reason=f"operators are {native.told()}")
 
 
 @pytest.mark.parametrize("own", [pytest.param(True, marks=needs_operators), False])
